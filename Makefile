@@ -1,0 +1,40 @@
+# FedVision: `make` prints this help; `make demo` and `make test` set everything up themselves.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+help: ## print this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@# opacus installs a top-level package "benchmarks" too: ours comes first
+	echo 'import sys; sys.path.insert(0, "$(CURDIR)")' > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/fedvision-first.pth"
+	touch $@
+
+setup: $(VENV)/.installed ## create .venv with the pinned versions
+
+demo: setup ## compare two strategies on five silos of handwritten digits
+	$(BIN)/fedvision bench quickstart
+
+test: setup ## run all tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: setup ## lint, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup ## measure the aggregation against reading its inputs once
+	$(BIN)/python -m benchmarks.aggregation
+
+docs: setup ## make the tables and pictures of docs/ anew
+	$(BIN)/fedvision bench quickstart --seeds 5 --out docs/results/quickstart
+
+clean: ## remove what the tools cached; runs/ and bench/ stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+
+.PHONY: help setup demo test check bench docs clean

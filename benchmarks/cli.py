@@ -1,0 +1,141 @@
+"""The command line. What takes seconds to import is imported by the command that needs it."""
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fedvision.errors import FedVisionError
+
+FAILED, CLIENTS_FAILED, INTERRUPTED = 1, 3, 130
+"""Exit statuses: an error; finished, but some clients' answers were lost or refused; stopped by Ctrl-C."""
+
+console = Console()
+complaints = Console(stderr=True)
+app = typer.Typer(
+    name="fedvision",
+    help="Federated learning for computer vision: run experiments, compare strategies.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+ExperimentArgument = Annotated[str, typer.Argument(help="An experiment file, or the name of a bundled experiment (see `fedvision list`).")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a value of the file, e.g. --set strategy.fraction=0.5. May be repeated."),
+]
+
+
+def main() -> None:
+    """Run the command line; errors that a user can mend are printed without a traceback."""
+    debug = "--debug" in sys.argv
+    _quieten(debug)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app([argument for argument in sys.argv[1:] if argument != "--debug"], standalone_mode=True)
+    except FedVisionError as error:
+        _complain(str(error), debug)
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        complaints.print("stopped; everything up to the last checkpoint is kept, go on with [bold]--resume[/]")
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        _complain(f"{type(error).__name__}: {error}\n(this is not an error that FedVision expects; --debug shows where it happened)", debug)
+        sys.exit(FAILED)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and log messages.")] = False,
+) -> None:
+    """Federated learning for computer vision: run experiments, compare strategies."""
+
+
+@app.command()
+def run(
+    experiment: ExperimentArgument,
+    overrides: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME-FINGERPRINT if not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")] = False,
+    initial: Annotated[Path | None, typer.Option(help="Start from the weights of this safetensors file.")] = None,
+) -> None:
+    """Run one experiment: train, evaluate, record, draw."""
+    from benchmarks import display, runs
+    from fedvision.experiment import Experiment, parse_overrides
+
+    resolved = Experiment.load(experiment, parse_overrides(overrides or []))
+    with display.of_rounds(console, resolved) as on_round:
+        done = runs.run(resolved, initial=initial, out=out, resume=resume, on_round=on_round)
+    display.print_summary(console, done)
+    failed = int(done.rounds["failures"].sum())
+    if failed:
+        complaints.print(f"[yellow]{failed} answers of clients were lost or refused[/]: {display.failed_clients(done)}", soft_wrap=True)
+        raise typer.Exit(CLIENTS_FAILED)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="experiments, suites, strategies, learners, data, partitions, or engines.")] = None,
+) -> None:
+    """List what an experiment file may name, with one line each."""
+    from benchmarks import display
+
+    display.print_names(console, kind)
+
+
+@app.command()
+def data(
+    experiment: ExperimentArgument,
+    overrides: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write the picture; NAME-partition.png if not given.")] = None,
+) -> None:
+    """Print a card of an experiment's partition and draw it."""
+    from benchmarks import display, figures
+    from fedvision.experiment import Experiment, parse_overrides
+
+    resolved = Experiment.load(experiment, parse_overrides(overrides or []))
+    federated = resolved.load_data()
+    display.print_card(console, federated)
+    path = figures.save(figures.partition(federated), out or Path(f"{resolved.name}-partition.png"))
+    console.print(f"picture: {path}", soft_wrap=True)
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation: versions, devices, optional parts, and how to get what is missing."""
+    from benchmarks import doctor
+
+    raise typer.Exit(doctor.examine(console))
+
+
+def _complain(message: str, debug: bool) -> None:
+    if debug:
+        complaints.print_exception()
+    complaints.print("[bold red]error:[/] ", end="")
+    complaints.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def _quieten(debug: bool) -> None:
+    """Keep third parties' chatter off the terminal."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("flwr").setLevel(logging.DEBUG if debug else logging.WARNING)
+    for noisy in ("matplotlib", "PIL", "tensorboard", "filelock", "fsspec", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> Any:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

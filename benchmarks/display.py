@@ -1,0 +1,136 @@
+"""What the command line shows: progress, tables, cards."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from benchmarks.runs import Run
+from fedvision import experiment as experiments
+from fedvision import registry
+from fedvision.data import FederatedData
+from fedvision.data.card import card
+from fedvision.errors import ExperimentError
+from fedvision.experiment import Experiment
+from fedvision.settings import nearest
+from server.rounds import Row
+
+SHOWN = ("train_loss", "validation_loss", "test_loss", "test_accuracy")
+MOST_CLIENTS = 20
+
+
+@contextmanager
+def of_rounds(console: Console, experiment: Experiment) -> Iterator[Callable[[Row], None]]:
+    """Show a run's progress: live on a terminal, about ten quiet lines elsewhere."""
+    if not console.is_terminal:
+        yield lambda row: _line(console, row, experiment.rounds)
+        return
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(experiment.name, total=experiment.rounds, numbers="")
+        yield lambda row: progress.update(task, completed=row["round"], numbers=numbers(row))
+
+
+def numbers(row: Row) -> str:
+    """The losses, the accuracy and the clients of a round, in one short line."""
+    parts = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in SHOWN if isinstance(row.get(name), float)]
+    clients = f"{row['clients']} clients" + (f", [red]{row['failures']} failed[/]" if row["failures"] else "")
+    return "  ".join([*parts, clients] if row["clients"] or row["failures"] else parts)
+
+
+def print_summary(console: Console, done: Run) -> None:
+    """The first, best and last round of a run, and where its files are."""
+    rounds = done.rounds
+    table = Table(title=done.experiment.name, title_justify="left", title_style="bold")
+    shown = [name for name in (*SHOWN, "test_auroc", "test_auprc") if name in rounds and rounds[name].notna().any()]
+    for heading in ("", "round", *shown):
+        table.add_column(heading.replace("_", "\n"), justify="right" if heading else "left")
+    picks = {"first": 0, "last": len(rounds) - 1}
+    if rounds["test_loss"].notna().any():
+        picks["best"] = int(rounds["test_loss"].idxmin())
+    for label, index in sorted(picks.items(), key=lambda item: item[1]):
+        row = rounds.iloc[index]
+        table.add_row(label, str(int(row["round"])), *("-" if math.isnan(row[name]) else f"{row[name]:.4f}" for name in shown))
+    console.print(table)
+    console.print(f"run folder: {done.path}  (pictures in {done.path / 'figures'})", soft_wrap=True)
+
+
+def failed_clients(done: Run) -> str:
+    """The most frequent failures of a run, in words."""
+    reasons = Counter(reason for failures in done.rounds["failed"] for reason in failures)
+    return "; ".join(f"{reason} ({times} times)" for reason, times in reasons.most_common(5))
+
+
+def print_names(console: Console, kind: str | None) -> None:
+    """Everything that an experiment file may name, or one kind of it.
+
+    Raises:
+        ExperimentError: no such kind.
+    """
+    kinds = {
+        "experiments": {name: _comment(path) for name, path in experiments.bundled().items()},
+        "strategies": _summaries(registry.strategies),
+        "learners": _summaries(registry.learners),
+        "data": _summaries(registry.datasets),
+        "partitions": _summaries(registry.partitions),
+        "engines": _summaries(registry.engines),
+    }
+    if kind is not None and kind not in kinds:
+        raise ExperimentError(f"nothing of the kind {kind!r} to list; {nearest(kind, list(kinds))}")
+    for title, names in kinds.items():
+        if kind in (None, title):
+            table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2))
+            for name, summary in names.items():
+                table.add_row(f"[cyan]{name}[/]", summary)
+            console.print(table, "")
+
+
+def print_card(console: Console, data: FederatedData) -> None:
+    """The card of a partition: what each client holds, and how far its classes are from everybody's."""
+    facts = card(data)
+    table = Table(title=f"{data.name}: {data.num_clients} clients, {data.classes} classes", title_justify="left", title_style="bold")
+    for heading in ("client", "train", "validation", "examples per class", "TV", "JS (bits)"):
+        table.add_column(heading, justify="left" if heading == "examples per class" else "right")
+    for client in range(min(data.num_clients, MOST_CLIENTS)):
+        classes = " ".join(str(n) for n in facts.counts[client]) if data.classes <= 20 else f"{(facts.counts[client] > 0).sum()} classes"
+        divergences = (f"{facts.total_variation[client]:.3f}", f"{facts.jensen_shannon[client]:.3f}")
+        table.add_row(str(client), str(facts.train[client]), str(facts.validation[client]), classes, *divergences)
+    console.print(table)
+    if data.num_clients > MOST_CLIENTS:
+        console.print(f"... and {data.num_clients - MOST_CLIENTS} more clients")
+    console.print(
+        f"{facts.train.sum()} training, {facts.validation.sum()} validation, {len(data.test)} test examples of shape {data.spec.image_shape}; "
+        f"sizes {facts.train.min()} to {facts.train.max()}"
+    )
+    console.print(
+        f"mean divergence from the global label distribution: total variation {facts.mean_total_variation:.3f}, "
+        f"Jensen-Shannon {facts.mean_jensen_shannon:.3f} bits"
+    )
+
+
+def _line(console: Console, row: Row, rounds: int) -> None:
+    every = max(rounds // 10, 1)
+    if row["round"] % every == 0 or row["round"] == rounds or row["failures"]:
+        console.print(f"round {row['round']}/{rounds}  {numbers(row)}", soft_wrap=True, highlight=False)
+
+
+def _summaries(names: registry.Registry) -> dict[str, str]:
+    return {name: names.summary(name) for name in names.names()}
+
+
+def _comment(path: Path) -> str:
+    """The first comment line of a TOML file."""
+    first = path.read_text().split("\n", 1)[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -1,0 +1,110 @@
+"""Figures of a run and of a comparison."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from fedvision.data import FederatedData
+from server.folder import RunFolder, write_atomically
+from server.record import read_rows
+from server.rounds import complete
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = ["#2563a8", "#d1495b", "#2a9d6f", "#b8860b", "#7b4ea3", "#4b5563", "#e07b39", "#0f9bb0"]
+"""One color a strategy, in order; told apart also by readers with color-vision deficiencies together with MARKERS."""
+
+PARTS = {"train": "training silos", "validation": "silo validation", "test": "test"}
+MOST_CLIENTS = 60
+"""The partition's picture shows so many clients at most."""
+
+
+def of_run(folder: RunFolder, data: FederatedData) -> list[Path]:
+    """The pictures of one run: its curves and its partition."""
+    rounds = pd.DataFrame([complete(row) for row in read_rows(folder.rounds)])
+    return [save(curves(rounds), folder.figures / "curves.png"), save(partition(data), folder.figures / "partition.png")]
+
+
+def curves(rounds: pd.DataFrame) -> "Figure":
+    """Loss and accuracy by round, one line for each set of examples they were measured on."""
+    figure, (left, right) = _panels(2)
+    for axes, metric in ((left, "loss"), (right, "accuracy")):
+        for color, (part, label) in zip(COLORS, PARTS.items(), strict=False):
+            name = f"{part}_{metric}"
+            if name in rounds and rounds[name].notna().any():
+                shown = rounds[["round", name]].dropna()
+                axes.plot(shown["round"], shown[name], color=color, label=label, marker="o" if len(shown) == 1 else None)
+        axes.set(xlabel="round", ylabel=metric)
+        _legend(axes)
+    return figure
+
+
+def partition(data: FederatedData) -> "Figure":
+    """Examples of each class that each client holds, as stacked bars."""
+    from matplotlib import colormaps
+
+    shown = min(data.num_clients, MOST_CLIENTS)
+    counts = np.stack([np.bincount(data.train[client].label.cpu().numpy(), minlength=data.classes) for client in range(shown)])
+    figure, (axes,) = _panels(1, width=min(4.0 + 0.25 * shown, 12.0))
+    left = np.zeros(shown)
+    palette = colormaps["tab20" if data.classes > 10 else "tab10"]
+    for label in range(data.classes):
+        axes.bar(range(shown), counts[:, label], bottom=left, color=palette(label % palette.N), label=f"class {label}", width=0.8)
+        left += counts[:, label]
+    more = f" (the first {shown} of {data.num_clients})" if shown < data.num_clients else ""
+    axes.set(xlabel=f"client{more}", ylabel="training examples", title=f"Partition of {data.name}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if data.classes <= 20:
+        axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1.0, 1.0), loc="upper left")
+    return figure
+
+
+def comparison(runs: Mapping[str, list[pd.DataFrame]], metrics: Mapping[str, str]) -> "Figure":
+    """A metric by round for several named groups of runs: the mean over each group, and a band of one standard deviation.
+
+    Args:
+        runs: the tables of rounds of each group, one a seed.
+        metrics: column -> axis label, one panel each.
+    """
+    figure, panels = _panels(len(metrics))
+    for axes, (column, label) in zip(panels, metrics.items(), strict=True):
+        for color, (name, tables) in zip(_cycle(len(runs)), runs.items(), strict=True):
+            table = pd.concat([rounds.set_index("round")[column] for rounds in tables], axis=1).dropna(how="all")
+            mean, deviation = table.mean(axis=1), table.std(axis=1, ddof=1 if len(tables) > 1 else 0)
+            axes.plot(mean.index, mean, color=color, label=name)
+            axes.fill_between(mean.index, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
+        axes.set(xlabel="round", ylabel=label)
+    _legend(panels[0])
+    return figure
+
+
+def save(figure: "Figure", path: Path) -> Path:
+    """Write a figure as PNG, atomically."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+    return path
+
+
+def _panels(number: int, width: float = 5.0) -> tuple["Figure", list["Axes"]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * number, 3.6), layout="constrained")
+    panels: list[Any] = list(np.atleast_1d(figure.subplots(1, number)))
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def _legend(axes: "Axes") -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
+
+
+def _cycle(number: int) -> list[str]:
+    return [COLORS[i % len(COLORS)] for i in range(number)]

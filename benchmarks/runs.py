@@ -1,0 +1,219 @@
+"""Running one experiment, from Python."""
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from flwr.app import Context, RecordDict
+from torch import Tensor
+
+from benchmarks import figures
+from clients.app import app as client_app
+from fedvision import registry
+from fedvision.arrays import Named
+from fedvision.assembly import Assembly, installed
+from fedvision.data import FederatedData
+from fedvision.errors import RunError
+from fedvision.experiment import Experiment
+from server.app import app as server_app
+from server.app import prepared
+from server.checkpoint import load_weights
+from server.folder import RunFolder, write_atomically
+from server.record import read_rows
+from server.rounds import COLUMNS, Row, Session, complete
+
+_run_ids = count(1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has finished, read from its folder.
+
+    Attributes:
+        path: the run's folder.
+    """
+
+    path: Path
+
+    @cached_property
+    def rounds(self) -> pd.DataFrame:
+        """One row a round, round 0 being the initial model; see ``docs/tour.md`` for the columns."""
+        rows = [complete(row) for row in read_rows(RunFolder(self.path).rounds)]
+        return pd.DataFrame(rows, columns=list(dict.fromkeys([*COLUMNS, *(key for row in rows for key in row)])))
+
+    @cached_property
+    def state(self) -> dict[str, Tensor]:
+        """The final model's state dict."""
+        return load_weights(RunFolder(self.path).model)
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The resolved experiment."""
+        return Experiment.load(RunFolder(self.path).experiment)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What ran where."""
+        return RunFolder(self.path).read_manifest()
+
+
+def run(
+    experiment: str | Path | Experiment,
+    overrides: Mapping[str, Any] | None = None,
+    data: FederatedData | None = None,
+    initial: Mapping[str, Tensor] | str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    on_round: Callable[[Row], None] = lambda row: None,
+) -> Run:
+    """Run an experiment from beginning to end.
+
+    Args:
+        experiment: a TOML file, the name of a bundled experiment, or an ``Experiment``.
+        overrides: values by dotted key, e.g. ``{"rounds": 5, "strategy.fraction": 0.5}``.
+        data: used instead of the data set that the experiment names.
+        initial: a state dict, or the path of a safetensors file, to start from instead of a fresh model.
+        out: the run's folder; ``runs/<name>-<fingerprint>`` (numbered, if that is taken) if not given.
+        resume: go on with the run that ``out`` holds; a finished one is returned as it is.
+        on_round: called with each row as it is recorded.
+
+    Raises:
+        FedVisionError: a wrong experiment, data that does not fit, too few usable answers, a full disk, ...
+    """
+    experiment = Experiment.load(experiment, overrides)
+    weights = load_weights(Path(initial)) if isinstance(initial, str | Path) else initial
+    assembly = Assembly.of(experiment, data)
+    identity = _identity(experiment, assembly.data, weights)
+    folder = _folder(experiment, identity, out, resume)
+    if folder.finished:
+        for row in read_rows(folder.rounds):
+            on_round(row)
+        return Run(folder.path)
+    _open(folder, assembly, identity)
+    with threads(experiment.threads), _closing(folder):
+        _execute(Session(assembly, folder, identity, weights, resume, on_round))
+        figures.of_run(folder, assembly.data)
+    return Run(folder.path)
+
+
+def _execute(session: Session) -> None:
+    """Carry a session over the engine that its experiment names."""
+    experiment, run_id = session.assembly.experiment, next(_run_ids)
+    run_config = {"run-id": run_id, "experiment": str(session.folder.experiment), "overrides": ""}
+    engine = registry.engines.find(experiment.engine.name)
+    with ExitStack() as stack:
+        stack.enter_context(installed(run_id, session.assembly))
+        stack.enter_context(prepared(run_id, session))
+        grid = stack.enter_context(engine(client_app, run_config, session.assembly.data.num_clients, **experiment.engine.settings))
+        server_app(grid, Context(run_id, 0, {}, RecordDict(), run_config))  # type: ignore[arg-type]
+
+
+def _identity(experiment: Experiment, data: FederatedData, initial: Named | None) -> str:
+    hasher = hashlib.sha256(f"{experiment.fingerprint} {data.digest}".encode())
+    for name, tensor in sorted((initial or {}).items()):
+        hasher.update(name.encode())
+        hasher.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return hasher.hexdigest()[:16]
+
+
+def _folder(experiment: Experiment, identity: str, out: str | Path | None, resume: bool) -> RunFolder:
+    """The folder to run in: the one asked for, or the first of the default names that fits."""
+    if out is not None:
+        folder = RunFolder(Path(out))
+        if folder.started:
+            _check_resumable(folder, identity, resume)
+        elif folder.path.exists() and any(folder.path.iterdir()):
+            raise RunError(f"{folder.path} is not empty and holds no run; choose another folder with --out")
+        return folder
+    base, taken = Path("runs") / f"{experiment.name}-{experiment.fingerprint}", None
+    for number in count(1):
+        folder = RunFolder(base if number == 1 else base.with_name(f"{base.name}-{number}"))
+        if not folder.path.exists():
+            return taken if resume and taken is not None else folder
+        if folder.started and folder.read_manifest().get("identity") == identity:
+            taken = folder
+    raise AssertionError("unreachable")
+
+
+def _check_resumable(folder: RunFolder, identity: str, resume: bool) -> None:
+    if folder.read_manifest().get("identity") != identity:
+        raise RunError(f"{folder.path} holds a run of another experiment, data or initial weights; choose another folder with --out")
+    if not resume:
+        state = "a finished run" if folder.finished else "an unfinished run"
+        raise RunError(f"{folder.path} holds {state} of this experiment; go on with --resume, or choose another folder with --out")
+
+
+def _open(folder: RunFolder, assembly: Assembly, identity: str) -> None:
+    write_atomically(folder.experiment, lambda path: path.write_text(assembly.experiment.to_toml()))
+    described = {
+        "status": "running",
+        "identity": identity,
+        "fingerprint": assembly.experiment.fingerprint,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "git_commit": _git_commit(),
+        "device": str(assembly.device),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in ("torch", "flwr", "numpy", "scikit-learn", "timm", "safetensors")},
+        "data": {"name": assembly.data.name, "clients": assembly.data.num_clients, "digest": assembly.data.digest},
+        "parameters": sum(param.numel() for param in assembly.model.parameters()),
+    }
+    folder.write_manifest(described)
+
+
+@contextmanager
+def _closing(folder: RunFolder) -> Iterator[None]:
+    """Note in the manifest how the run ended."""
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        _note(folder, status="interrupted" if stopped else "failed", reason=str(error) or type(error).__name__)
+        raise
+    _note(folder, status="finished")
+
+
+def _note(folder: RunFolder, **changes: str) -> None:
+    try:
+        folder.write_manifest(folder.read_manifest() | changes | {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+    except RunError:
+        if changes["status"] == "finished":
+            raise
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that runs, with ``-dirty`` if it was changed since; None outside a checkout."""
+    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Compute with ``number`` CPU threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+

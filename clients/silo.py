@@ -1,0 +1,96 @@
+"""One client at work: gradients, local steps, evaluation, on the process's one model."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from flwr.app import RecordDict
+from torch import Tensor, nn
+
+from fedvision import optimizers
+from fedvision.arrays import Named
+from fedvision.data import Examples
+from fedvision.evaluation import load
+from fedvision.learners.learner import Learner
+
+
+class Silo:
+    """A client that holds the global model of a round; the ``Silo`` that strategies work with.
+
+    The model is lent, not copied: a process has one, and each client loads the global arrays into it.
+
+    Args:
+        learner: what is learned.
+        model: a model of that learner; overwritten.
+        arrays: the global parameters and buffers, by the model's state-dict names.
+        train: the client's training examples.
+        state: what the client keeps between rounds.
+        rng: all randomness of this answer.
+        progress: how much of the training is done, in [0, 1].
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        model: nn.Module,
+        arrays: Named,
+        train: Examples,
+        state: RecordDict | None = None,
+        rng: torch.Generator | None = None,
+        progress: float = 0.0,
+    ) -> None:
+        self.learner, self.model, self.train, self.progress = learner, model, train, progress
+        self.state = RecordDict() if state is None else state
+        self.rng = torch.Generator().manual_seed(0) if rng is None else rng
+        load(model, arrays)
+        model.train()
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The model's trainable parameters by name, as they are in the model."""
+        return {name: param for name, param in self.model.named_parameters() if param.requires_grad}
+
+    def arrays(self) -> dict[str, Tensor]:
+        """A copy of all of the model's arrays: parameters and buffers."""
+        return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """A copy of the model's persistent buffers, such as BatchNorm's running statistics."""
+        params = dict(self.model.named_parameters())
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items() if name not in params}
+
+    def batches(self, size: int, shuffle: bool = True) -> Iterator[Examples]:
+        """One pass over the training examples in batches of ``size``, as the learner's loss sees them."""
+        order = torch.randperm(len(self.train), generator=self.rng).to(self.train.image.device) if shuffle else None
+        for start in range(0, len(self.train), size):
+            stop = start + size
+            batch = self.train[start:stop] if order is None else self.train[order[start:stop]]
+            yield self.learner.train_view(batch, self.rng)
+
+    def gradient(self, batches: Iterable[Examples]) -> tuple[float, dict[str, Tensor]]:
+        """Mean loss over the examples of all batches, and its gradient by parameter name."""
+        params, loss_sum, count = self.params, 0.0, 0
+        sums: list[Tensor] | None = None
+        for batch in batches:
+            loss = self.learner.loss(self.model, batch, self.progress, self.rng).total
+            gradients = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
+            loss_sum, count = loss_sum + loss.item() * len(batch), count + len(batch)
+            if sums is None:
+                sums = [gradient.mul_(len(batch)) for gradient in gradients]
+            else:
+                torch._foreach_add_(sums, list(gradients), alpha=len(batch))
+        assert sums is not None, "a client holds at least one example"
+        torch._foreach_div_(sums, count)
+        return loss_sum / count, dict(zip(params, sums, strict=True))
+
+    def descend(self, batches: Iterable[Examples], optimizer: dict[str, Any], penalty: Callable[[], Tensor] | None = None) -> float:
+        """One optimizer step a batch, in place; the mean loss per example seen on the way, without the penalty."""
+        stepper = optimizers.build(optimizer, self.params.values())
+        loss_sum, count = 0.0, 0
+        for batch in batches:
+            loss = self.learner.loss(self.model, batch, self.progress, self.rng).total
+            stepper.zero_grad()
+            (loss if penalty is None else loss + penalty()).backward()
+            stepper.step()
+            loss_sum, count = loss_sum + loss.item() * len(batch), count + len(batch)
+        return loss_sum / max(count, 1)

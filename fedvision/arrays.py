@@ -1,0 +1,74 @@
+"""Named tensors and Flower's array records, converted without copies where both ends share a process."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, RecordDict
+from torch import Tensor
+
+Named = Mapping[str, Tensor]
+"""Tensors by name, such as a state dict."""
+
+
+class TensorArray(Array):
+    """A Flower array that holds a tensor and serializes it only if it leaves the process.
+
+    Flower's own array turns every tensor into bytes when it is made and back when it is read;
+    messages that stay in one process, or travel through shared memory, need neither.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        tensor = tensor.detach()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        self.__dict__.update(tensor=tensor, dtype=dtype, shape=tuple(tensor.shape), stype="numpy.ndarray")
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The tensor in NumPy's file format."""
+        return Array(self.numpy()).data
+
+    def numpy(self) -> np.ndarray:
+        """The tensor as an array that shares its memory."""
+        return self.__dict__["tensor"].cpu().numpy()  # type: ignore[no-any-return]
+
+    def __reduce__(self) -> tuple[type, tuple[Tensor]]:
+        return TensorArray, (self.__dict__["tensor"],)
+
+    def slice_array(self) -> Any:
+        """The serialized chunks."""
+        return Array(self.numpy()).slice_array()
+
+    def deflate(self) -> bytes:
+        """The serialized form, that of a plain ``Array``, so that any Flower peer reads it."""
+        return Array(self.numpy()).deflate()
+
+
+def pack(tensors: Named) -> ArrayRecord:
+    """A record that shares the tensors' memory; neither side may write to it afterwards."""
+    return ArrayRecord({name: TensorArray(tensor) for name, tensor in tensors.items()})
+
+
+def unpack(record: ArrayRecord) -> dict[str, Tensor]:
+    """The tensors of a record, sharing memory where they were packed in this process; read-only by agreement."""
+    return {name: _tensor(array) for name, array in record.items()}
+
+
+def nbytes(content: RecordDict | Iterable[ArrayRecord]) -> int:
+    """Bytes of array data in a message: what a network must carry, without headers and metrics."""
+    records = content.array_records.values() if isinstance(content, RecordDict) else content
+    return sum(_size(array) for record in records for array in record.values())
+
+
+def _tensor(array: Array) -> Tensor:
+    held: Tensor | None = array.__dict__.get("tensor")
+    return held if held is not None else torch.from_numpy(array.numpy())
+
+
+def _size(array: Array) -> int:
+    return int(np.prod(array.shape, dtype=np.int64)) * _itemsize(array.dtype)
+
+
+def _itemsize(dtype: str) -> int:
+    return int(getattr(torch, dtype).itemsize)

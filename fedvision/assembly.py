@@ -1,0 +1,78 @@
+"""The parts of a run, built once in each process that takes part in it."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedvision.data import FederatedData
+from fedvision.experiment import Experiment, parse_overrides
+from fedvision.learners.learner import Learner
+from fedvision.seeds import generator
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """An experiment with its parts built: what server and clients of one process share.
+
+    Attributes:
+        experiment: what was asked for.
+        data: the clients' data; moved to ``device`` as it is used.
+        learner: what the clients learn.
+        strategy: a Flower strategy, with this project's client half.
+        model: the process's one model; its weights are whatever was computed last.
+        initial: the initial weights and buffers.
+        device: where tensors live.
+    """
+
+    experiment: Experiment
+    data: FederatedData
+    learner: Learner
+    strategy: Any
+    model: nn.Module
+    initial: Mapping[str, Tensor]
+    device: torch.device
+
+    @classmethod
+    def of(cls, experiment: Experiment, data: FederatedData | None = None) -> "Assembly":
+        """Build every part once, so that what cannot work fails before anything starts.
+
+        Args:
+            experiment: names the parts.
+            data: used instead of the data set that the experiment names.
+        """
+        device = torch.device(experiment.engine.settings.get("device", "cpu"))
+        strategy, learner = experiment.build_strategy(), experiment.build_learner()
+        data = experiment.load_data() if data is None else data
+        model = learner.build(data.spec, generator(experiment.seed, "model")).to(device)
+        initial = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        return cls(experiment, data.to(device), learner, strategy, model, initial, device)
+
+
+_installed: dict[int, Assembly] = {}
+
+
+@contextmanager
+def installed(run_id: int, assembly: Assembly) -> Iterator[None]:
+    """Let the apps of this process use ``assembly`` for the run ``run_id`` instead of building their own."""
+    _installed[run_id] = assembly
+    try:
+        yield
+    finally:
+        del _installed[run_id]
+
+
+def assembly_of(run_id: int, run_config: Mapping[str, Any]) -> Assembly:
+    """The parts of a run; built on first use from the run's configuration, then kept.
+
+    Args:
+        run_id: Flower's.
+        run_config: ``experiment``, a path or bundled name, and ``overrides``, as ``--set`` takes them, separated by ``;``.
+    """
+    if run_id not in _installed:
+        overrides = parse_overrides(part for part in str(run_config.get("overrides", "")).split(";") if part.strip())
+        _installed[run_id] = Assembly.of(Experiment.load(str(run_config["experiment"]), overrides))
+    return _installed[run_id]

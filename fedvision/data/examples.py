@@ -1,0 +1,74 @@
+"""Examples: named tensors that share their first dimension."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedvision.errors import DataError
+
+IMAGE, LABEL, ENVIRONMENT = "image", "label", "environment"
+"""The field names that every data set shares; others (caption, depth, ...) are named by their data set."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A set of examples, or a batch of them: one tensor a field, example i at index i of each.
+
+    Attributes:
+        fields: ``image`` float [n, ...], ``label`` int64 [n], ``environment`` int64 [n] where known, ...
+
+    Example:
+        >>> batch = Examples({"image": torch.zeros(3, 1, 8, 8), "label": torch.tensor([0, 1, 1])})
+        >>> len(batch), len(batch[1:])
+        (3, 2)
+    """
+
+    fields: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(values) for name, values in self.fields.items()}
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"the fields of a data set differ in length: {lengths}; give one value per example in each")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.fields.values()), ()))
+
+    def __getitem__(self, index: slice | Tensor) -> "Examples":
+        """The examples at ``index``: a slice gives views, a tensor of indices copies."""
+        return Examples({name: values[index] for name, values in self.fields.items()})
+
+    def __contains__(self, field: str) -> bool:
+        return field in self.fields
+
+    def batches(self, size: int) -> Iterator["Examples"]:
+        """Consecutive batches of ``size`` in storage order, the last one possibly smaller."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+    def to(self, device: torch.device | str) -> "Examples":
+        """The same examples on ``device``; themselves if they are there."""
+        return Examples({name: values.to(device) for name, values in self.fields.items()})
+
+    @property
+    def image(self) -> Tensor:
+        """Inputs, float [n, ...]."""
+        return self.fields[IMAGE]
+
+    @property
+    def label(self) -> Tensor:
+        """Class indices, int64 [n]."""
+        return self.fields[LABEL]
+
+
+def concatenate(parts: Sequence[Examples]) -> Examples:
+    """All examples of ``parts`` in order; the parts must have the same fields and shapes."""
+    names = list(parts[0].fields)
+    for i, part in enumerate(parts):
+        if list(part.fields) != names:
+            raise DataError(f"part {i} has the fields {list(part.fields)}, part 0 has {names}; give all the same fields")
+        for name in names:
+            here, first = part.fields[name].shape[1:], parts[0].fields[name].shape[1:]
+            if here != first:
+                raise DataError(f"field {name!r} of part {i} has shape {tuple(here)} per example, part 0 has {tuple(first)}")
+    return Examples({name: torch.cat([part.fields[name] for part in parts]) for name in names})

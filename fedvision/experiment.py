@@ -1,0 +1,279 @@
+"""An experiment: one TOML file, typed and checked before anything starts.
+
+>>> experiment = Experiment.parse('''
+... name = "tiny"
+... rounds = 3
+... data = { name = "digits" }
+... partition = { name = "iid", clients = 2 }
+... learner = { name = "classifier", model = "mlp" }
+... strategy = { name = "fedavg" }
+... ''')
+>>> experiment.strategy.settings["epochs"]
+1
+"""
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fedvision import registry, seeds, settings
+from fedvision.data.federated import FederatedData
+from fedvision.data.pool import DEALT, Pool, deal
+from fedvision.errors import DataError, ExperimentError
+from fedvision.learners.learner import Learner
+from fedvision.settings import Count, Fraction, Natural
+
+NOT_IN_FINGERPRINT = ("engine", "checkpoint_every", "tensorboard")
+"""What may change without changing a number in the results."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A table that names a class: the class's registered or dotted name, and its resolved arguments."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a table of the file becomes a component: where its names are registered, what the caller supplies."""
+
+    registry: registry.Registry
+    supplied: frozenset[str] = frozenset()
+
+    def resolve(self, table: Mapping[str, Any], where: str) -> Component:
+        """The component of ``table``, its settings checked against the signature of the class it names."""
+        if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
+            raise ExperimentError(f'{where}: expected a table with a name, as [{where}] name = "..."; got {table!r}')
+        target = self.registry.find(table["name"])
+        given = {key: value for key, value in table.items() if key != "name"}
+        return Component(table["name"], settings.resolve(target, given, where, without=self.supplied))
+
+
+COMPONENTS = {
+    "data": Kind(registry.datasets, frozenset({"rng"})),
+    "partition": Kind(registry.partitions, DEALT),
+    "learner": Kind(registry.learners),
+    "strategy": Kind(registry.strategies, frozenset({"seed"})),
+    "engine": Kind(registry.engines, frozenset({"client_app", "run_config", "clients"})),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Which learner is trained on which partition with which strategy, over which grid.
+
+    Attributes:
+        name: of the experiment; its run folder is ``runs/<name>-<fingerprint>``.
+        seed: every random number of the run derives from it.
+        rounds: how many rounds to train; 0 only evaluates the initial model.
+        data: the data set.
+        partition: how its examples are dealt to clients.
+        learner: what a client learns.
+        strategy: how the clients' answers become the next global model.
+        engine: who carries the messages.
+        validation_fraction: share of its examples that each client keeps for validation, where the data set
+            brings no validation set of its own.
+        evaluate_every: rounds between evaluations; the last round is always evaluated.
+        checkpoint_every: rounds between checkpoints; the last round always has one.
+        threads: CPU threads per client; part of the experiment, since a sum's last bits depend on it.
+        tensorboard: whether to write TensorBoard events.
+    """
+
+    name: str
+    rounds: Natural
+    data: Component
+    partition: Component
+    learner: Component
+    strategy: Component
+    engine: Component = Component("in-process")
+    seed: Natural = 0
+    validation_fraction: Fraction = 0.0
+    evaluate_every: Count = 1
+    checkpoint_every: Count = 1
+    threads: Count = 1
+    tensorboard: bool = True
+
+    @classmethod
+    def load(cls, experiment: "str | Path | Experiment", overrides: Mapping[str, Any] | None = None) -> "Experiment":
+        """The experiment of a file, of a bundled name, or an experiment itself, with ``overrides`` applied.
+
+        Args:
+            experiment: a path to a TOML file, the name of a bundled experiment, or an ``Experiment``.
+            overrides: values by dotted key, e.g. ``{"strategy.fraction": 0.1, "rounds": 5}``.
+
+        Raises:
+            ExperimentError: no such file, no TOML, an unknown key, or a value that does not fit.
+        """
+        if isinstance(experiment, Experiment):
+            return cls.from_tables(merged(experiment.tables(), overrides or {}), experiment.name)
+        path = locate(experiment)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ExperimentError(f"{path}: cannot be read: {error}") from error
+        return cls.parse(text, overrides, source=str(experiment))
+
+    @classmethod
+    def parse(cls, text: str, overrides: Mapping[str, Any] | None = None, source: str = "experiment") -> "Experiment":
+        """The experiment that ``text`` (TOML) describes."""
+        try:
+            tables = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ExperimentError(f"{source}: not valid TOML: {error}") from error
+        return cls.from_tables(merged(tables, overrides or {}), source)
+
+    @classmethod
+    def from_tables(cls, tables: Mapping[str, Any], source: str = "experiment") -> "Experiment":
+        """The experiment of nested tables, every value checked."""
+        known = {f.name for f in fields(cls)}
+        try:
+            for key in tables:
+                if key not in known:
+                    raise ExperimentError(f"{key}: no such key; {settings.nearest(key, sorted(known))}")
+            plain = {key: value for key, value in tables.items() if key not in COMPONENTS}
+            checked = settings.resolve(_plain, plain, "experiment")
+            missing = [key for key in ("data", "partition", "learner", "strategy") if key not in tables]
+            if missing:
+                raise ExperimentError(f'[{missing[0]}] is missing; add a table such as [{missing[0]}] name = "..."')
+            parts = {key: COMPONENTS[key].resolve(tables[key], key) for key in COMPONENTS if key in tables}
+        except ExperimentError as error:
+            raise ExperimentError(f"{source}: {error}") from error.__cause__
+        return cls(**checked, **parts)
+
+    def tables(self) -> dict[str, Any]:
+        """The resolved experiment as nested tables, every default written out."""
+        tables: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            tables[f.name] = {"name": value.name, **value.settings} if isinstance(value, Component) else value
+        plain = {key: value for key, value in tables.items() if not isinstance(value, dict)}
+        return _without_none(plain | {key: value for key, value in tables.items() if isinstance(value, dict)})
+
+    def to_toml(self) -> str:
+        """The resolved experiment as a TOML file that loads to an equal experiment."""
+        return tomli_w.dumps(self.tables())
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hex digits that depend on everything that can change a result."""
+        identity = {key: value for key, value in self.tables().items() if key not in NOT_IN_FINGERPRINT}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+
+    def load_data(self) -> FederatedData:
+        """The clients' data: the data set, dealt by the partition."""
+        load = registry.datasets.find(self.data.name)
+        arguments = dict(self.data.settings)
+        if "rng" in settings.parameters(load):
+            arguments["rng"] = seeds.numpy_generator(self.seed, "data")
+        source = load(**arguments)
+        if isinstance(source, FederatedData):
+            return source
+        if not isinstance(source, Pool):
+            raise DataError(f"data set {self.data.name!r} returned {type(source).__name__}; return a Pool or FederatedData")
+        partition = registry.partitions.find(self.partition.name)
+        rng = seeds.numpy_generator(self.seed, "partition")
+        return deal(self.data.name, source, partition, self.partition.settings, self.validation_fraction, rng)
+
+    def build_learner(self) -> Learner:
+        """The learner, from its table."""
+        return _build(registry.learners.find(self.learner.name), self.learner.settings, "learner")  # type: ignore[no-any-return]
+
+    def build_strategy(self) -> Any:
+        """The strategy, from its table; Flower's ``Strategy``."""
+        target = registry.strategies.find(self.strategy.name)
+        supplied = {"seed": self.seed} if "seed" in settings.parameters(target) else {}
+        return _build(target, {**self.strategy.settings, **supplied}, "strategy")
+
+
+def bundled() -> dict[str, Path]:
+    """The experiments that come with FedVision, by name."""
+    spec = find_spec("benchmarks")
+    folders = [Path(folder) / "experiments" for folder in (spec and spec.submodule_search_locations) or ()]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
+
+
+def locate(experiment: str | Path) -> Path:
+    """The file of an experiment given by path or bundled name."""
+    path = Path(experiment)
+    if path.is_file():
+        return path
+    known = bundled()
+    if str(experiment) in known:
+        return known[str(experiment)]
+    raise ExperimentError(f"no experiment {str(experiment)!r}: neither a file nor a bundled experiment; {settings.nearest(str(experiment), list(known))}")
+
+
+def merged(tables: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """``tables`` with the value at each dotted key of ``overrides`` replaced."""
+    result = {key: merged(value, {}) if isinstance(value, Mapping) else value for key, value in tables.items()}
+    for dotted, value in overrides.items():
+        *path, last = dotted.split(".")
+        table = result
+        for key in path:
+            table = table.setdefault(key, {})
+            if not isinstance(table, dict):
+                raise ExperimentError(f"override {dotted!r}: {key!r} is a value, not a table; use the keys of the experiment file")
+        table[last] = value
+    return result
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """``["a.b=1", ...]`` as a mapping; values in TOML's grammar, a bare word standing for text.
+
+    >>> parse_overrides(["rounds=3", "strategy.name=fedavg", "learner.hidden=[8, 8]"])
+    {'rounds': 3, 'strategy.name': 'fedavg', 'learner.hidden': [8, 8]}
+    """
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key.strip():
+            raise ExperimentError(f"--set {assignment!r}: expected key=value, as in --set strategy.fraction=0.5")
+        overrides[key.strip()] = _toml_value(value.strip(), assignment)
+    return overrides
+
+
+def _toml_value(text: str, assignment: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        if re.fullmatch(r"[A-Za-z_./~][\w./~:-]*", text):
+            return text
+        raise ExperimentError(f"--set {assignment!r}: {text!r} is not a TOML value ({error}); quote text, as in 'key=\"a b\"'") from error
+
+
+def _plain(
+    name: str,
+    rounds: Natural,
+    seed: Natural = 0,
+    validation_fraction: Fraction = 0.0,
+    evaluate_every: Count = 1,
+    checkpoint_every: Count = 1,
+    threads: Count = 1,
+    tensorboard: bool = True,
+) -> None:
+    """The signature of the keys that are no tables."""
+
+
+def _build(target: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> Any:
+    try:
+        return target(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ExperimentError(f"[{where}] {target.__name__}: {error}") from error
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""Grids: who carries the messages between the server and the clients."""

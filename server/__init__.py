@@ -1,0 +1,1 @@
+"""The coordinator: Flower's ServerApp, rounds, evaluation, checkpoints and run records."""

@@ -1,0 +1,153 @@
+"""The rounds of a run: train, evaluate, record, checkpoint."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+
+from fedvision.arrays import Named, pack, unpack
+from fedvision.assembly import Assembly
+from fedvision.errors import RunError
+from fedvision.evaluation import evaluate, load
+from fedvision.metrics import prefixed
+from server.checkpoint import Checkpoint, save_tensors
+from server.folder import RunFolder
+from server.meter import MeteredGrid
+from server.record import RunRecord, read_rows
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run at the server.
+
+    Attributes:
+        assembly: the experiment and its parts.
+        folder: where the run is recorded.
+        identity: of experiment, data and initial weights; a checkpoint of another identity is refused.
+        initial: weights to start from; the model's own initialization if None.
+        resume: whether to go on from the folder's checkpoint, if there is one.
+        on_round: told each row as it is recorded, also those of before a resumed run.
+    """
+
+    assembly: Assembly
+    folder: RunFolder
+    identity: str
+    initial: Named | None = None
+    resume: bool = False
+    on_round: Callable[[Row], None] = lambda row: None
+
+    def run(self, grid: Grid) -> None:
+        """Run all rounds that are left and write the final model."""
+        done, arrays = self._start(grid)
+        rounds = self.assembly.experiment.rounds
+        record = RunRecord(self.folder, done, self.assembly.experiment.tensorboard)
+        for row in read_rows(self.folder.rounds):
+            self.on_round(row)
+        try:
+            metered = MeteredGrid(grid)
+            if done < 0:
+                self._keep(record, self._initial_row(arrays, metered), arrays, grid)
+            for number in range(max(done, 0) + 1, rounds + 1):
+                row, arrays = self._round(number, arrays, metered)
+                self._keep(record, row, arrays, grid)
+        finally:
+            record.close()
+        save_tensors(self.folder.model, unpack(arrays))
+
+    def _start(self, grid: Grid) -> tuple[int, ArrayRecord]:
+        """The last finished round (-1: none, not even round 0's evaluation) and the model after it."""
+        if self.resume and self.folder.checkpoint.exists():
+            checkpoint = Checkpoint.load(self.folder.checkpoint)
+            if checkpoint.identity != self.identity:
+                raise RunError(f"{self.folder.path} holds a run of another experiment, data or initial weights; choose another folder with --out")
+            self.assembly.strategy.load_state(checkpoint.strategy)
+            if checkpoint.clients:
+                grid.load_client_states(checkpoint.clients)  # type: ignore[attr-defined]
+            return checkpoint.round, pack(self._on_device(checkpoint.arrays))
+        return -1, pack(self._on_device(self._initial_arrays()))
+
+    def _initial_arrays(self) -> Named:
+        own = self.assembly.initial
+        if self.initial is None:
+            return own
+        odd = sorted(set(own) ^ set(self.initial)) or [name for name in own if own[name].shape != self.initial[name].shape]
+        if odd:
+            expected = f"expects {sorted(own)}" if odd[0] not in own or odd[0] not in self.initial else f"has shape {tuple(own[odd[0]].shape)} in the model"
+            raise RunError(f"initial weights do not fit the model: {odd[0]!r} {expected}; give weights of this learner")
+        return {name: self.initial[name].to(own[name].dtype) for name in own}
+
+    def _round(self, number: int, arrays: ArrayRecord, grid: MeteredGrid) -> tuple[Row, ArrayRecord]:
+        began = time.perf_counter()
+        strategy, experiment = self.assembly.strategy, self.assembly.experiment
+        grid.reset()
+        config = ConfigRecord({"progress": (number - 1) / experiment.rounds})
+        replies = grid.send_and_receive(strategy.configure_train(number, arrays, config, grid))
+        arrays, trained = strategy.aggregate_train(number, replies)
+        due = number % experiment.evaluate_every == 0 or number == experiment.rounds
+        row = {
+            "round": number,
+            **_numbers(trained),
+            **(self._evaluation(number, arrays, grid, "validation") if due else {}),
+            "clients": strategy.answered,
+            "failures": len(strategy.failures),
+            "failed": [str(failure) for failure in strategy.failures],
+            "bytes_up": grid.bytes_up,
+            "bytes_down": grid.bytes_down,
+        }
+        return row | {"seconds": time.perf_counter() - began}, arrays
+
+    def _initial_row(self, arrays: ArrayRecord, grid: Grid) -> Row:
+        """Round 0: the initial model, on the first cohort's training examples too."""
+        began = time.perf_counter()
+        row = {"round": 0, **self._evaluation(0, arrays, grid, "train validation")}
+        counts = {"clients": 0, "failures": 0, "failed": [], "bytes_up": 0, "bytes_down": 0}
+        return row | counts | {"seconds": time.perf_counter() - began}
+
+    def _evaluation(self, number: int, arrays: ArrayRecord, grid: Grid, parts: str) -> dict[str, float]:
+        assembly, strategy = self.assembly, self.assembly.strategy
+        metrics: dict[str, float] = {}
+        if "train" in parts or assembly.data.validation is not None:
+            config = ConfigRecord({"parts": parts})
+            replies = grid.send_and_receive(strategy.configure_evaluate(number, arrays, config, grid))
+            metrics |= _numbers(strategy.aggregate_evaluate(number, replies))
+        load(assembly.model, unpack(arrays))
+        return metrics | prefixed("test", evaluate(assembly.learner, assembly.model, assembly.data.test))
+
+    def _keep(self, record: RunRecord, row: Row, arrays: ArrayRecord, grid: Grid) -> None:
+        record.append(row)
+        experiment = self.assembly.experiment
+        if row["round"] % experiment.checkpoint_every == 0 or row["round"] == experiment.rounds:
+            held = getattr(grid, "client_states", dict)()
+            state = self.assembly.strategy.state()
+            Checkpoint(row["round"], self.identity, unpack(arrays), state, held).save(self.folder.checkpoint)
+        self.on_round(row)
+
+    def _on_device(self, arrays: Named) -> Named:
+        return {name: tensor.to(self.assembly.device) for name, tensor in arrays.items()}
+
+
+def _numbers(metrics: MetricRecord | Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if name != "num-examples"}
+
+
+COLUMNS = [
+    "round", "train_loss", "validation_loss", "test_loss", "test_accuracy",
+    "clients", "failures", "bytes_up", "bytes_down", "seconds",
+]  # fmt: skip
+"""The columns that every table of rounds has; a run adds others."""
+
+
+def complete(row: Row) -> Row:
+    """``row`` with every column of ``COLUMNS``, NaN where nothing was measured."""
+    return {column: row.get(column, math.nan) for column in COLUMNS} | row
+
+
+def rows_of(rows: Iterable[Row]) -> Iterator[Row]:
+    """Complete rows."""
+    return (complete(row) for row in rows)

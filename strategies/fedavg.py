@@ -1,0 +1,73 @@
+"""FedAvg: clients train locally, the server averages their models."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice, repeat
+from typing import Any, Literal
+
+from flwr.app import RecordDict
+
+from fedvision import optimizers
+from fedvision.arrays import Named
+from fedvision.data import Examples
+from fedvision.optimizers import Optimizer
+from fedvision.registry import strategies
+from fedvision.settings import Count
+from strategies.means import Accumulator, ArithmeticMean
+from strategies.strategy import Records, Silo, Strategy, Update
+
+
+def sgd() -> dict[str, Any]:
+    """Plain gradient descent."""
+    return {"name": "SGD", "lr": 0.05}
+
+
+@dataclass(kw_only=True)
+class LocalStrategy(Strategy):
+    """Strategies whose clients take local optimizer steps from the global model.
+
+    Attributes:
+        epochs: passes over the client's examples in a round.
+        steps: exactly so many optimizer steps in a round, instead of ``epochs``.
+        batch_size: examples a step; the last batch of an epoch may be smaller.
+        shuffle: whether each epoch visits the examples in a new order.
+        client_optimizer: any torch optimizer; it starts afresh in every round.
+    """
+
+    weight_by: Literal["clients", "examples"] = "examples"
+    epochs: Count = 1
+    steps: Count | None = None
+    batch_size: Count = 32
+    shuffle: bool = True
+    client_optimizer: Optimizer = field(default_factory=sgd)
+
+    def __post_init__(self) -> None:
+        optimizers.checked(self.client_optimizer)
+
+    def local_batches(self, silo: Silo) -> Iterator[Examples]:
+        """The batches of one round of local training."""
+        passes = repeat(None) if self.steps else repeat(None, self.epochs)
+        batches = chain.from_iterable(silo.batches(self.batch_size, self.shuffle) for _ in passes)
+        return islice(batches, self.steps)
+
+
+@strategies("fedavg")
+@dataclass(kw_only=True)
+class FedAvg(LocalStrategy):
+    """Local epochs or steps at the clients, then the mean of their models weighted by examples.
+
+    Source: McMahan et al., arXiv 1602.05629, algorithm 1.
+    """
+
+    def client_update(self, silo: Silo, content: RecordDict) -> Update:
+        """The locally trained model."""
+        loss = silo.descend(self.local_batches(silo), self.client_optimizer)
+        return Update({"arrays": silo.arrays()}, {"train_loss": loss})
+
+    def accumulators(self) -> dict[str, Accumulator]:
+        """A mean over clients."""
+        return {"arrays": ArithmeticMean()}
+
+    def server_update(self, arrays: Named, aggregates: Records) -> Named:
+        """The mean model."""
+        return aggregates["arrays"]

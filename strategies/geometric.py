@@ -1,0 +1,35 @@
+"""Geometric: the server follows the weighted geometric mean of the clients' full-batch gradients."""
+
+from dataclasses import dataclass
+
+from flwr.app import RecordDict
+
+from fedvision.registry import strategies
+from fedvision.settings import Fraction
+from strategies.gradient import GradientStrategy
+from strategies.means import Accumulator, WeightedGeometricMean
+from strategies.strategy import Silo, Update
+
+
+@strategies("geometric")
+@dataclass(kw_only=True)
+class Geometric(GradientStrategy):
+    """The weighted geometric mean of full-batch gradients, then one step of the server's optimizer.
+
+    Attributes:
+        agreement_threshold: a coordinate does not move where the mean sign of the clients' gradients is smaller
+            in magnitude; 0 masks nothing.
+
+    Source: FedILC, arXiv 2205.09305, row "Geometric" of its tables.
+    """
+
+    agreement_threshold: Fraction = 0.0
+
+    def client_update(self, silo: Silo, content: RecordDict) -> Update:
+        """The gradient of the mean loss over all of the client's examples."""
+        loss, gradient = silo.gradient(silo.batches(self.chunk_size, shuffle=False))
+        return Update({"gradient": gradient, "buffers": silo.buffers()}, {"train_loss": loss})
+
+    def accumulators(self) -> dict[str, Accumulator]:
+        """A weighted geometric mean over clients."""
+        return {"gradient": WeightedGeometricMean(self.agreement_threshold)}

@@ -1,0 +1,389 @@
+"""Sums and means of the clients' answers, folded one answer at a time.
+
+An accumulator is a commutative monoid: a weighted sum of some terms of each answer, and a formula
+of that sum. So answers may arrive in any order, the partial sums of disjoint groups of clients
+merge by addition, and the memory does not grow with the number of clients. First come the formulas
+for one block of coordinates, as pure functions; then the thin classes that walk over the arrays
+block by block, so that intermediate values stay in cache.
+
+>>> mean = ArithmeticMean()
+>>> mean.add({"bias": torch.tensor([1.0, 2.0])}, weight=3)
+>>> mean.add({"bias": torch.tensor([5.0, 6.0])}, weight=1)
+>>> mean.result()
+{'bias': tensor([2., 3.])}
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedvision.errors import AggregationError
+
+FLOOR = 1e-10
+"""Added to every magnitude, so that the logarithm of an exact zero is finite."""
+
+CENTRE = 1e-5
+"""Logarithms are taken of magnitudes divided by this. The floor and 1 then lie equally far from 0,
+which halves the rounding error of long sums of logarithms."""
+
+CACHE_BLOCK = 131_072
+"""Coordinates handled at a time where a formula makes several passes: its operands stay in cache,
+and calling torch costs little beside the work."""
+
+STREAM_BLOCK = 1_048_576
+"""Coordinates handled at a time where a formula makes one pass, and so reuses nothing."""
+
+SUM_DTYPES = (torch.float32, torch.float64)
+"""The types that sums are kept in."""
+
+
+def log_groups(g: Tensor, out: Tensor) -> Tensor:
+    """Write the terms of the weighted geometric mean for one block of an answer into ``out``.
+
+    Per coordinate, with ``g`` the answer, ``c = CENTRE`` and ``l = log(|g|/c + FLOOR/c)``, the rows
+    of ``out`` become::
+
+        l [g > 0]      l [g <= 0]      [g > 0]
+
+    Either group has a row of its own: one taken as the difference of two sums would cancel digits.
+
+    Args:
+        g: [b], below 1e33 in magnitude.
+        out: [3, b], of the type and on the device of ``g``.
+
+    Source:
+        FedILC, arXiv 2205.09305, the weighted geometric mean over silos.
+    """
+    positive_log, negative_log, positive = out
+    torch.abs(g, out=negative_log).mul_(1 / CENTRE).add_(FLOOR / CENTRE)
+    _log_in_place(negative_log)
+    torch.gt(g, 0, out=positive)
+    torch.mul(negative_log, positive, out=positive_log)
+    negative_log.sub_(positive_log)
+    return out
+
+
+def group_mean(log_sum: Tensor, weight: Tensor, total: Tensor) -> Tensor:
+    """One sign group's term of the geometric mean: ``W/E c exp(L/W)``, and 0 for an empty group.
+
+    With ``L`` the group's ``log_sum`` [b], ``W`` its ``weight`` [b], ``E`` the ``total`` weight of
+    all answers, above 0, and ``c = CENTRE``. Where ``W`` is 0, so is ``L``.
+    """
+    mean_log = log_sum / weight.clamp_min(torch.finfo(weight.dtype).tiny)
+    return mean_log.exp_().mul_(weight).mul_(CENTRE / total)
+
+
+def geometric_mean(sums: Tensor, total: Tensor) -> Tensor:
+    """The weighted geometric mean [b] of a block, from the weighted sums [3, b] of `log_groups`.
+
+    With ``P`` the answers above 0, ``N`` the others, ``w`` an answer's weight, ``W_P`` and ``W_N``
+    the groups' weights and ``E = W_P + W_N`` the ``total``::
+
+        W_P/E (prod_P |g|^w)^(1/W_P)  -  W_N/E (prod_N |g|^w)^(1/W_N)
+
+    Source:
+        FedILC, arXiv 2205.09305, the weighted geometric mean over silos.
+
+    Differs:
+        Weights take the place of the counts ``|P|``, ``|N|`` and ``E``; with equal weights it is
+        the paper's formula. An exact zero belongs to ``N``, as in the reference code.
+    """
+    positive_log, negative_log, weight = sums
+    positive = group_mean(positive_log, weight, total)
+    return positive.sub_(group_mean(negative_log, total - weight, total))
+
+
+def agreement(signs: Tensor, total: Tensor) -> Tensor:
+    """How far the answers agree on the sign, in [0, 1]: ``|sum w sign(g)| / E``, ``sign(0) = 0``.
+
+    With ``signs`` the sum ``sum w sign(g)`` [b] and ``E`` the ``total`` weight.
+
+    Source:
+        FedILC, arXiv 2205.09305, the optional agreement mask.
+    """
+    return signs.abs().div_(total)
+
+
+def _log_in_place(values: Tensor) -> None:
+    """The natural logarithm; on a CPU NumPy's, which takes 0.4 times as long as torch's."""
+    if values.device.type == "cpu":
+        array = values.numpy()
+        np.log(array, out=array)
+    else:
+        values.log_()
+
+
+class Layout(NamedTuple):
+    """What an accumulator remembers of an array: its shape and its type."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """The type its sums are kept in: float64 for float64 and integers, else float32."""
+        wide = self.dtype == torch.float64 or not self.dtype.is_floating_point
+        return torch.float64 if wide else torch.float32
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+
+
+class Accumulator(ABC):
+    """A running combination of named arrays that grows by answers and merges with its like.
+
+    The first answer fixes the names, shapes and types of the arrays, and the result has the same.
+    Sums are kept in float32 for float32 and shorter types, in float64 for float64 and integers;
+    an integer result (``num_batches_tracked``) is rounded. An answer is only read while it is
+    added: nothing of it is changed or kept.
+
+    A new kind says which terms of an answer are summed (`_terms`: how many, in blocks of how many
+    coordinates) and what their weighted sums amount to (`_answer`).
+    """
+
+    def __init__(self, terms: int, block: int, **settings: float) -> None:
+        self._term_count, self._block, self._settings = terms, block, settings
+        self._layouts: dict[str, Layout] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._scratch: dict[torch.dtype, Tensor] = {}
+        # One total per type of sum: rounded alike, it equals the weight of a group of all answers.
+        self._totals = {dtype: torch.zeros((), dtype=dtype) for dtype in SUM_DTYPES}
+        self._count = 0
+
+    @property
+    def weight(self) -> float:
+        """The total weight of the answers so far."""
+        return self._totals[torch.float64].item()
+
+    @property
+    def count(self) -> int:
+        """The number of answers so far."""
+        return self._count
+
+    @torch.no_grad()
+    def add(self, update: Mapping[str, Tensor], weight: float = 1.0) -> None:
+        """Fold one answer in; a refused answer changes nothing.
+
+        Args:
+            update: the answer's arrays by name, real, of any shape. Contiguous ones are read in
+                place, others are copied one at a time.
+            weight: finite and at least 0, for instance the client's number of examples.
+
+        Raises:
+            AggregationError: the weight is out of range, or a name, shape or type is not that of
+                the first answer.
+        """
+        if not (math.isfinite(weight) and weight >= 0):
+            raise AggregationError(f"An answer weighs {weight}; give a finite weight, at least 0.")
+        layouts = {name: Layout(array.shape, array.dtype) for name, array in update.items()}
+        self._admit(layouts, update)
+        for name, array in update.items():
+            self._fold(self._sums[name], array.reshape(-1), float(weight))
+        for total in self._totals.values():
+            total.add_(weight)
+        self._count += 1
+
+    @torch.no_grad()
+    def merge(self, other: "Accumulator") -> None:
+        """Fold in all answers of another accumulator, which stays as it is.
+
+        Raises:
+            AggregationError: ``other`` is of another kind, or has other settings or arrays.
+        """
+        if type(other) is not type(self) or other._settings != self._settings:
+            raise AggregationError(f"{self!r} cannot merge with {other!r}; give both the same kind and settings.")
+        if not other._count:
+            return
+        self._admit(other._layouts, other._sums)
+        for name, sums in self._sums.items():
+            sums.add_(other._sums[name].to(sums.device))
+        for dtype, total in self._totals.items():
+            total.add_(other._totals[dtype])
+        self._count += other._count
+
+    @torch.no_grad()
+    def result(self) -> dict[str, Tensor]:
+        """Combine all answers so far into fresh arrays; more answers may follow.
+
+        Raises:
+            AggregationError: no answer has a positive weight, or an integer result does not fit
+                its type.
+        """
+        if not self.weight > 0:
+            raise AggregationError(
+                f"{self!r} has {self.count} answers of total weight {self.weight:g}, which combine"
+                " to nothing; add at least one answer of positive weight."
+            )
+        return {name: self._combine(name) for name in self._sums}
+
+    @abstractmethod
+    def _terms(self, g: Tensor, scratch: Tensor) -> Tensor:
+        """The terms [terms, b] of an answer's block ``g`` [b], in ``scratch`` or as a view of g."""
+
+    @abstractmethod
+    def _answer(self, sums: Tensor, total: Tensor) -> Tensor:
+        """A fresh block [b] of the result, from the sums [terms, b] and the total weight."""
+
+    def _admit(self, layouts: Mapping[str, Layout], arrays: Mapping[str, Tensor]) -> None:
+        """Check an answer's arrays against the first answer's, or make room for the first."""
+        if self._count:
+            _check_same(self._layouts, layouts)
+            return
+        _check_real(layouts)
+        self._layouts, self._sums = dict(layouts), {}
+        for name, layout in layouts.items():
+            size, dtype, device = layout.shape.numel(), layout.sum_dtype, arrays[name].device
+            self._sums[name] = torch.zeros(self._term_count, size, dtype=dtype, device=device)
+            room = min(size, self._block)
+            if dtype not in self._scratch or self._scratch[dtype].shape[1] < room:
+                rows = self._term_count + 1
+                self._scratch[dtype] = torch.empty(rows, room, dtype=dtype, device=device)
+
+    def _fold(self, sums: Tensor, flat: Tensor, weight: float) -> None:
+        """Fold a flat array block by block, converted to the sums' type and device if need be."""
+        as_is = flat.dtype == sums.dtype and flat.device == sums.device
+        sum_blocks, blocks = torch.split(sums, self._block, 1), torch.split(flat, self._block)
+        for sum_block, block in zip(sum_blocks, blocks, strict=True):
+            scratch = self._scratch[sums.dtype][:, : block.numel()]
+            g = block if as_is else scratch[-1].copy_(block)
+            sum_block.add_(self._terms(g, scratch[:-1]), alpha=weight)
+
+    def _combine(self, name: str) -> Tensor:
+        """The result of one array, in its own shape and type."""
+        layout, sums = self._layouts[name], self._sums[name]
+        result = torch.empty(layout.shape, dtype=layout.dtype, device=sums.device)
+        sum_blocks = torch.split(sums, CACHE_BLOCK, 1)
+        blocks = torch.split(result.view(-1), CACHE_BLOCK)
+        for sum_block, block in zip(sum_blocks, blocks, strict=True):
+            values = self._answer(sum_block, self._totals[sums.dtype])
+            if not layout.dtype.is_floating_point:
+                _check_fits(name, values.round_(), layout.dtype)
+            block.copy_(values)
+        return result
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value}" for name, value in self._settings.items())
+        return f"{type(self).__name__}({settings})"
+
+
+@final
+class Sum(Accumulator):
+    """The weighted sum ``sum w x``.
+
+    >>> total = Sum()
+    >>> total.add({"bias": torch.tensor([1.0, -2.0])})
+    >>> total.add({"bias": torch.tensor([10.0, 20.0])}, weight=0.5)
+    >>> total.result()
+    {'bias': tensor([6., 8.])}
+    """
+
+    def __init__(self) -> None:
+        super().__init__(terms=1, block=STREAM_BLOCK)
+
+    def _terms(self, g: Tensor, scratch: Tensor) -> Tensor:
+        return g.unsqueeze(0)
+
+    def _answer(self, sums: Tensor, total: Tensor) -> Tensor:
+        return sums[0].clone()
+
+
+@final
+class ArithmeticMean(Accumulator):
+    """The weighted arithmetic mean ``sum w x / sum w``, as in federated averaging.
+
+    >>> mean = ArithmeticMean()
+    >>> mean.add({"bias": torch.tensor([0.0, 8.0])}, weight=30)
+    >>> mean.add({"bias": torch.tensor([4.0, 0.0])}, weight=10)
+    >>> mean.result(), mean.weight, mean.count
+    ({'bias': tensor([1., 6.])}, 40.0, 2)
+
+    Source:
+        Federated averaging, arXiv 1602.05629, Algorithm 1.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(terms=1, block=STREAM_BLOCK)
+
+    def _terms(self, g: Tensor, scratch: Tensor) -> Tensor:
+        return g.unsqueeze(0)
+
+    def _answer(self, sums: Tensor, total: Tensor) -> Tensor:
+        return sums[0] / total
+
+
+@final
+class WeightedGeometricMean(Accumulator):
+    """The geometric mean of either sign's answers, weighted by how many answers have that sign.
+
+    `geometric_mean` states the formula. Three sums are kept per coordinate, four with a threshold;
+    the result takes as much as one. In float32 it is exact to about 1e-5 for up to 50 answers, by
+    rounding of the sums of logarithms, which grows with the number of answers.
+
+    >>> mean = WeightedGeometricMean()
+    >>> for gradient in ([2.0, 1.0], [8.0, 1.0], [4.0, -1.0]):
+    ...     mean.add({"bias": torch.tensor(gradient)})
+    >>> mean.result()["bias"].round(decimals=3)
+    tensor([4.0000, 0.3330])
+
+    Args:
+        agreement_threshold: in [0, 1]; the result is 0 where the magnitude of the answers' mean
+            sign is below it. An exact zero has sign 0 here. 0 masks nothing.
+
+    Raises:
+        AggregationError: the threshold is out of range.
+
+    Source:
+        FedILC, arXiv 2205.09305.
+    """
+
+    def __init__(self, agreement_threshold: float = 0.0) -> None:
+        if not 0 <= agreement_threshold <= 1:
+            raise AggregationError(f"agreement_threshold is {agreement_threshold}; give a fraction in [0, 1].")
+        self._masks = agreement_threshold > 0
+        terms = 4 if self._masks else 3
+        super().__init__(terms, CACHE_BLOCK, agreement_threshold=float(agreement_threshold))
+
+    def _terms(self, g: Tensor, scratch: Tensor) -> Tensor:
+        log_groups(g, scratch[:3])
+        if self._masks:
+            torch.sign(g, out=scratch[3])
+        return scratch
+
+    def _answer(self, sums: Tensor, total: Tensor) -> Tensor:
+        mean = geometric_mean(sums[:3], total)
+        if self._masks:
+            disagree = agreement(sums[3], total) < self._settings["agreement_threshold"]
+            mean.masked_fill_(disagree, 0.0)
+        return mean
+
+
+def _check_real(layouts: Mapping[str, Layout]) -> None:
+    for name, layout in layouts.items():
+        if layout.dtype.is_complex:
+            raise AggregationError(f"Array {name!r} is {layout}; send real and imaginary parts.")
+
+
+def _check_same(first: Mapping[str, Layout], other: Mapping[str, Layout]) -> None:
+    if first.keys() != other.keys():
+        raise AggregationError(
+            f"An answer lacks arrays {sorted(first.keys() - other.keys())} and adds arrays"
+            f" {sorted(other.keys() - first.keys())}; every answer must name those of the first."
+        )
+    for name, layout in other.items():
+        if layout != first[name]:
+            raise AggregationError(
+                f"Array {name!r} is {layout} in one answer and {first[name]} in the first; all clients must train the same model."
+            )
+
+
+def _check_fits(name: str, values: Tensor, dtype: torch.dtype) -> None:
+    if dtype == torch.bool or not values.numel():
+        return
+    low, high = (bound.item() for bound in values.aminmax())
+    if low < torch.iinfo(dtype).min or high > torch.iinfo(dtype).max:
+        raise AggregationError(f"Array {name!r} comes to values from {low:g} to {high:g}, beyond {dtype}; send it in a wider type.")
