@@ -30,7 +30,7 @@ app = typer.Typer(
 ExperimentArgument = Annotated[str, typer.Argument(help="An experiment file, or the name of a bundled experiment (see `fedvision list`).")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a value of the file, e.g. --set strategy.fraction=0.5. May be repeated."),
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a value, e.g. --set strategy.fraction=0.5. May be repeated."),
 ]
 
 
@@ -78,6 +78,33 @@ def run(
     failed = int(done.rounds["failures"].sum())
     if failed:
         complaints.print(f"[yellow]{failed} answers of clients were lost or refused[/]: {display.failed_clients(done)}", soft_wrap=True)
+        raise typer.Exit(CLIENTS_FAILED)
+
+
+@app.command()
+def bench(
+    suite: Annotated[str, typer.Argument(help="A suite file, or the name of a bundled suite (see `fedvision list suites`).")],
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, instead of the suite's own number.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this strategy or experiment of the suite. May be repeated.")] = None,
+    overrides: SetOption = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; one a core if not given.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The suite's small form.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; bench/NAME if not given.")] = None,
+) -> None:
+    """Compare strategies: run a suite, or what is missing of it, and report."""
+    from benchmarks import bench, display, report
+    from benchmarks.suite import Suite
+    from fedvision.experiment import parse_overrides
+
+    loaded = Suite.load(suite, quick, seeds, parse_overrides(overrides or [])).only(only or [])
+    path = out or Path("bench") / loaded.name
+    with display.of_cells(console, loaded, path) as on_progress:
+        results = bench.bench(loaded, path, jobs, on_progress)
+    written = report.write(results)
+    report.print_tables(console, results)
+    for file in written:
+        console.print(f"{'picture' if file.suffix == '.png' else 'report'}: {file}", soft_wrap=True, highlight=False)
+    if results.failures:
         raise typer.Exit(CLIENTS_FAILED)
 
 

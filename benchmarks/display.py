@@ -7,10 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from benchmarks import suite as suites
+from benchmarks.bench import folder
 from benchmarks.runs import Run
+from benchmarks.suite import Suite
 from fedvision import experiment as experiments
 from fedvision import registry
 from fedvision.data import FederatedData
@@ -43,6 +47,27 @@ def of_rounds(console: Console, experiment: Experiment) -> Iterator[Callable[[Ro
         yield lambda row: progress.update(task, completed=row["round"], numbers=numbers(row))
 
 
+@contextmanager
+def of_cells(console: Console, suite: Suite, path: Path) -> Iterator[Callable[[str, int], None]]:
+    """Show a bench's progress in rounds over all cells: live on a terminal, about ten quiet lines elsewhere."""
+    runs = {folder(path, cell.experiment).name: cell.experiment.rounds for cell in suite.cells}
+    total, at, printed = sum(runs.values()), dict.fromkeys(runs, 0), 0
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[cells]}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"{suite.name}: rounds", total=total, cells=f"0/{len(runs)} runs")
+
+        def on_progress(cell: str, done: int) -> None:
+            nonlocal printed
+            at[cell] = done
+            cells = f"{sum(at[name] >= rounds for name, rounds in runs.items())}/{len(runs)} runs"
+            progress.update(task, completed=sum(at.values()), cells=cells)
+            if not console.is_terminal and sum(at.values()) >= (printed + 1) * total / 10:
+                printed = int(10 * sum(at.values()) / max(total, 1))
+                console.print(f"{suite.name}: {cells}, {10 * printed}% of all rounds", highlight=False)
+
+        yield on_progress
+
+
 def numbers(row: Row) -> str:
     """The losses, the accuracy and the clients of a round, in one short line."""
     parts = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in SHOWN if isinstance(row.get(name), float)]
@@ -59,18 +84,18 @@ def print_summary(console: Console, done: Run) -> None:
         table.add_column(heading.replace("_", "\n"), justify="right" if heading else "left")
     picks = {"first": 0, "last": len(rounds) - 1}
     if rounds["test_loss"].notna().any():
-        picks["best"] = int(rounds["test_loss"].idxmin())
+        picks["best"] = int(rounds["test_loss"].argmin())
     for label, index in sorted(picks.items(), key=lambda item: item[1]):
         row = rounds.iloc[index]
         table.add_row(label, str(int(row["round"])), *("-" if math.isnan(row[name]) else f"{row[name]:.4f}" for name in shown))
     console.print(table)
-    console.print(f"run folder: {done.path}  (pictures in {done.path / 'figures'})", soft_wrap=True)
+    console.print(f"run folder: {done.path}  (pictures in {done.path / 'figures'})", soft_wrap=True, markup=False)
 
 
 def failed_clients(done: Run) -> str:
-    """The most frequent failures of a run, in words."""
+    """The most frequent failures of a run, in words that rich prints as they are."""
     reasons = Counter(reason for failures in done.rounds["failed"] for reason in failures)
-    return "; ".join(f"{reason} ({times} times)" for reason, times in reasons.most_common(5))
+    return escape("; ".join(f"{reason} ({times} times)" for reason, times in reasons.most_common(5)))
 
 
 def print_names(console: Console, kind: str | None) -> None:
@@ -81,6 +106,7 @@ def print_names(console: Console, kind: str | None) -> None:
     """
     kinds = {
         "experiments": {name: _comment(path) for name, path in experiments.bundled().items()},
+        "suites": {name: _comment(path) for name, path in suites.bundled().items()},
         "strategies": _summaries(registry.strategies),
         "learners": _summaries(registry.learners),
         "data": _summaries(registry.datasets),
@@ -93,7 +119,7 @@ def print_names(console: Console, kind: str | None) -> None:
         if kind in (None, title):
             table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2))
             for name, summary in names.items():
-                table.add_row(f"[cyan]{name}[/]", summary)
+                table.add_row(f"[cyan]{name}[/]", escape(summary))
             console.print(table, "")
 
 
@@ -111,8 +137,8 @@ def print_card(console: Console, data: FederatedData) -> None:
     if data.num_clients > MOST_CLIENTS:
         console.print(f"... and {data.num_clients - MOST_CLIENTS} more clients")
     console.print(
-        f"{facts.train.sum()} training, {facts.validation.sum()} validation, {len(data.test)} test examples of shape {data.spec.image_shape}; "
-        f"sizes {facts.train.min()} to {facts.train.max()}"
+        f"{facts.train.sum()} training, {facts.validation.sum()} validation, {len(data.test)} test examples "
+        f"of shape {data.spec.image_shape}; sizes {facts.train.min()} to {facts.train.max()}"
     )
     console.print(
         f"mean divergence from the global label distribution: total variation {facts.mean_total_variation:.3f}, "

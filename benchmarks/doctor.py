@@ -56,7 +56,8 @@ def _devices(console: Console) -> None:
     console.print(f"  cpu: {torch.get_num_threads()} threads by default; an experiment's key `threads` decides")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        console.print(f"  cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB; use it with --set engine.device=cuda:{index}")
+        size = f"{properties.total_memory / 2**30:.0f} GiB"
+        console.print(f"  cuda:{index}: {properties.name}, {size}; use it with --set engine.device=cuda:{index}")
     if not torch.cuda.is_available():
         console.print("  no GPU: everything runs on the CPU")
     console.print()
@@ -69,7 +70,8 @@ def _optional(console: Console) -> None:
         table.add_row("[green]ok[/]" if found else "[yellow]--[/]", program, found or f"not found; for {purpose}")
     writable = os.access(".", os.W_OK)
     free = shutil.disk_usage(".").free / 2**30
-    table.add_row("[green]ok[/]" if writable else "[red]no[/]", "this folder", f"{'writable' if writable else 'not writable'}, {free:.0f} GiB free")
+    state = "writable" if writable else "not writable"
+    table.add_row("[green]ok[/]" if writable else "[red]no[/]", "this folder", f"{state}, {free:.0f} GiB free")
     table.add_row("[green]ok[/]", "bundled experiments", ", ".join(bundled()))
     table.add_row("[green]ok[/]", "interpreter", sys.executable)
     console.print(table, "")

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from benchmarks.suite import Sweep
+
 COLORS = ["#2563a8", "#d1495b", "#2a9d6f", "#b8860b", "#7b4ea3", "#4b5563", "#e07b39", "#0f9bb0"]
 """One color a strategy, in order; told apart also by readers with color-vision deficiencies together with MARKERS."""
 
@@ -47,6 +49,7 @@ def curves(rounds: pd.DataFrame) -> "Figure":
 def partition(data: FederatedData) -> "Figure":
     """Examples of each class that each client holds, as stacked bars."""
     from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
 
     shown = min(data.num_clients, MOST_CLIENTS)
     counts = np.stack([np.bincount(data.train[client].label.cpu().numpy(), minlength=data.classes) for client in range(shown)])
@@ -58,20 +61,22 @@ def partition(data: FederatedData) -> "Figure":
         left += counts[:, label]
     more = f" (the first {shown} of {data.num_clients})" if shown < data.num_clients else ""
     axes.set(xlabel=f"client{more}", ylabel="training examples", title=f"Partition of {data.name}")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if data.classes <= 20:
         axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1.0, 1.0), loc="upper left")
     return figure
 
 
-def comparison(runs: Mapping[str, list[pd.DataFrame]], metrics: Mapping[str, str]) -> "Figure":
+def comparison(runs: Mapping[str, list[pd.DataFrame]], metrics: Mapping[str, str], title: str = "") -> "Figure":
     """A metric by round for several named groups of runs: the mean over each group, and a band of one standard deviation.
 
     Args:
         runs: the tables of rounds of each group, one a seed.
         metrics: column -> axis label, one panel each.
+        title: above the panels.
     """
     figure, panels = _panels(len(metrics))
+    figure.suptitle(title)
     for axes, (column, label) in zip(panels, metrics.items(), strict=True):
         for color, (name, tables) in zip(_cycle(len(runs)), runs.items(), strict=True):
             table = pd.concat([rounds.set_index("round")[column] for rounds in tables], axis=1).dropna(how="all")
@@ -79,7 +84,47 @@ def comparison(runs: Mapping[str, list[pd.DataFrame]], metrics: Mapping[str, str
             axes.plot(mean.index, mean, color=color, label=name)
             axes.fill_between(mean.index, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
         axes.set(xlabel="round", ylabel=label)
-    _legend(panels[0])
+    _legend(panels[-1], outside=True)
+    return figure
+
+
+def environments(accuracies: Mapping[str, pd.DataFrame], title: str = "") -> "Figure":
+    """Accuracy in each environment as groups of bars, one bar a strategy, with one standard deviation.
+
+    Args:
+        accuracies: strategy -> one row a seed, one column an environment.
+        title: above the panel.
+    """
+    names = list(next(iter(accuracies.values())).columns)
+    figure, (axes,) = _panels(1, width=min(3.0 + 0.12 * len(names) * len(accuracies) + 2.0, 14.0))
+    width = 0.8 / len(accuracies)
+    for i, (color, (label, table)) in enumerate(zip(_cycle(len(accuracies)), accuracies.items(), strict=True)):
+        at = np.arange(len(names)) + (i + 0.5) * width - 0.4
+        deviation = table.std(ddof=1) if len(table) > 1 else None
+        axes.bar(at, table.mean(), width, yerr=deviation, color=color, label=label, error_kw={"linewidth": 0.8})
+    axes.set(xlabel="environment", ylabel="validation accuracy", title=title, xticks=range(len(names)), xticklabels=names)
+    lowest = min(float(table.min().min()) for table in accuracies.values())
+    axes.set_ylim(max(0.0, lowest - 0.1), 1.0)
+    _legend(axes, outside=True)
+    return figure
+
+
+def sweep(lines: Mapping[str, pd.DataFrame], asked: "Sweep") -> "Figure":
+    """A metric against a swept setting, mean and one standard deviation over seeds.
+
+    Args:
+        lines: strategy -> one row a seed, one column a value of the setting.
+        asked: the sweep, for labels.
+    """
+    figure, (axes,) = _panels(1, width=6.0)
+    for color, (label, table) in zip(_cycle(len(lines)), lines.items(), strict=True):
+        values, deviation = np.asarray(table.columns, dtype=float), table.std(ddof=1) if len(table) > 1 else None
+        axes.errorbar(values, table.mean(), yerr=deviation, color=color, label=label, marker="o", capsize=3)
+    positive = [value for value in asked.values if value > 0]
+    if positive and max(positive) / min(positive) > 20:
+        axes.set_xscale("symlog", linthresh=min(positive))
+    axes.set(xlabel=asked.key.split(".")[-1].replace("_", " "), ylabel=asked.metric.replace("_", " "), title=asked.title)
+    _legend(axes)
     return figure
 
 
@@ -101,9 +146,10 @@ def _panels(number: int, width: float = 5.0) -> tuple["Figure", list["Axes"]]:
     return figure, panels
 
 
-def _legend(axes: "Axes") -> None:
+def _legend(axes: "Axes", outside: bool = False) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
+        place: dict[str, Any] = {"bbox_to_anchor": (1.0, 1.0), "loc": "upper left"} if outside else {}
+        axes.legend(frameon=False, fontsize=9, **place)
 
 
 def _cycle(number: int) -> list[str]:

@@ -1,7 +1,6 @@
 """Running one experiment, from Python."""
 
 import hashlib
-import json
 import platform
 import subprocess
 import sys
@@ -31,9 +30,9 @@ from fedvision.experiment import Experiment
 from server.app import app as server_app
 from server.app import prepared
 from server.checkpoint import load_weights
-from server.folder import RunFolder, write_atomically
+from server.folder import RunFolder, is_temporary, write_atomically
 from server.record import read_rows
-from server.rounds import COLUMNS, Row, Session, complete
+from server.rounds import ANOTHER, COLUMNS, Row, Session, complete
 
 _run_ids = count(1)
 
@@ -78,6 +77,7 @@ def run(
     out: str | Path | None = None,
     *,
     resume: bool = False,
+    draw: bool = True,
     on_round: Callable[[Row], None] = lambda row: None,
 ) -> Run:
     """Run an experiment from beginning to end.
@@ -89,6 +89,7 @@ def run(
         initial: a state dict, or the path of a safetensors file, to start from instead of a fresh model.
         out: the run's folder; ``runs/<name>-<fingerprint>`` (numbered, if that is taken) if not given.
         resume: go on with the run that ``out`` holds; a finished one is returned as it is.
+        draw: whether to make the run's pictures.
         on_round: called with each row as it is recorded.
 
     Raises:
@@ -106,7 +107,8 @@ def run(
     _open(folder, assembly, identity)
     with threads(experiment.threads), _closing(folder):
         _execute(Session(assembly, folder, identity, weights, resume, on_round))
-        figures.of_run(folder, assembly.data)
+        if draw:
+            figures.of_run(folder, assembly.data)
     return Run(folder.path)
 
 
@@ -136,7 +138,7 @@ def _folder(experiment: Experiment, identity: str, out: str | Path | None, resum
         folder = RunFolder(Path(out))
         if folder.started:
             _check_resumable(folder, identity, resume)
-        elif folder.path.exists() and any(folder.path.iterdir()):
+        elif folder.path.exists() and not all(is_temporary(path) for path in folder.path.iterdir()):
             raise RunError(f"{folder.path} is not empty and holds no run; choose another folder with --out")
         return folder
     base, taken = Path("runs") / f"{experiment.name}-{experiment.fingerprint}", None
@@ -151,14 +153,13 @@ def _folder(experiment: Experiment, identity: str, out: str | Path | None, resum
 
 def _check_resumable(folder: RunFolder, identity: str, resume: bool) -> None:
     if folder.read_manifest().get("identity") != identity:
-        raise RunError(f"{folder.path} holds a run of another experiment, data or initial weights; choose another folder with --out")
+        raise RunError(f"{folder.path} holds a run of {ANOTHER}; choose another folder with --out")
     if not resume:
         state = "a finished run" if folder.finished else "an unfinished run"
         raise RunError(f"{folder.path} holds {state} of this experiment; go on with --resume, or choose another folder with --out")
 
 
 def _open(folder: RunFolder, assembly: Assembly, identity: str) -> None:
-    write_atomically(folder.experiment, lambda path: path.write_text(assembly.experiment.to_toml()))
     described = {
         "status": "running",
         "identity": identity,
@@ -174,6 +175,7 @@ def _open(folder: RunFolder, assembly: Assembly, identity: str) -> None:
         "parameters": sum(param.numel() for param in assembly.model.parameters()),
     }
     folder.write_manifest(described)
+    write_atomically(folder.experiment, lambda path: path.write_text(assembly.experiment.to_toml()))
 
 
 @contextmanager
@@ -215,5 +217,3 @@ def threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-

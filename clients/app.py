@@ -1,6 +1,7 @@
 """The ClientApp: used unchanged by every engine."""
 
 from collections.abc import Callable
+from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -9,7 +10,7 @@ from clients.silo import Silo
 from fedvision.arrays import unpack
 from fedvision.assembly import Assembly, assembly_of
 from fedvision.data import Examples
-from fedvision.evaluation import evaluate, load
+from fedvision.evaluation import evaluate, evaluate_by_environment, load
 from fedvision.metrics import prefixed
 from fedvision.seeds import generator, global_generators
 from strategies.strategy import Update, reply
@@ -34,16 +35,15 @@ def evaluation(message: Message, context: Context) -> Message:
     """The global model on this client's own examples, of the parts that the server asks for."""
     assembly, client = _this(context)
     load(assembly.model, unpack(message.content.array_records["arrays"]))
-    metrics: dict[str, float] = {"num-examples": 0}
+    metrics: dict[str, Any] = {"num-examples": 0}
     for part, examples in _parts(assembly, client, message.content.config_records["config"]).items():
-        metrics |= prefixed(part, evaluate(assembly.learner, assembly.model, examples))
+        measure = evaluate_by_environment if part == "validation" else evaluate
+        metrics |= prefixed(part, measure(assembly.learner, assembly.model, examples))
         metrics["num-examples"] += len(examples)
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 
-def _work(
-    message: Message, context: Context, purpose: str, half: Callable[[Assembly], Callable[[Silo, RecordDict], Update]]
-) -> Message:
+def _work(message: Message, context: Context, purpose: str, half: Callable[[Assembly], Callable[[Silo, RecordDict], Update]]) -> Message:
     assembly, client = _this(context)
     config = message.content.config_records["config"]
     rng = generator(assembly.experiment.seed, purpose, int(config["server-round"]), client)  # type: ignore[arg-type]

@@ -59,6 +59,10 @@ class Silo:
         params = dict(self.model.named_parameters())
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items() if name not in params}
 
+    def loss(self, model: Callable[..., Any], batch: Examples) -> Tensor:
+        """The learner's mean loss on a batch; ``model`` may be the silo's, or anything that is called like it."""
+        return self.learner.loss(model, batch, self.progress, self.rng).total  # type: ignore[arg-type]
+
     def batches(self, size: int, shuffle: bool = True) -> Iterator[Examples]:
         """One pass over the training examples in batches of ``size``, as the learner's loss sees them."""
         order = torch.randperm(len(self.train), generator=self.rng).to(self.train.image.device) if shuffle else None
@@ -72,11 +76,11 @@ class Silo:
         params, loss_sum, count = self.params, 0.0, 0
         sums: list[Tensor] | None = None
         for batch in batches:
-            loss = self.learner.loss(self.model, batch, self.progress, self.rng).total
+            loss = self.loss(self.model, batch)
             gradients = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
             loss_sum, count = loss_sum + loss.item() * len(batch), count + len(batch)
             if sums is None:
-                sums = [gradient.mul_(len(batch)) for gradient in gradients]
+                sums = [gradient * len(batch) for gradient in gradients]  # not in place: autograd may hand out one tensor twice
             else:
                 torch._foreach_add_(sums, list(gradients), alpha=len(batch))
         assert sums is not None, "a client holds at least one example"
@@ -88,7 +92,7 @@ class Silo:
         stepper = optimizers.build(optimizer, self.params.values())
         loss_sum, count = 0.0, 0
         for batch in batches:
-            loss = self.learner.loss(self.model, batch, self.progress, self.rng).total
+            loss = self.loss(self.model, batch)
             stepper.zero_grad()
             (loss if penalty is None else loss + penalty()).backward()
             stepper.step()

@@ -47,7 +47,10 @@ class TensorArray(Array):
 
 def pack(tensors: Named) -> ArrayRecord:
     """A record that shares the tensors' memory; neither side may write to it afterwards."""
-    return ArrayRecord({name: TensorArray(tensor) for name, tensor in tensors.items()})
+    record = ArrayRecord()
+    for name, tensor in tensors.items():
+        record[name] = TensorArray(tensor)  # the constructor would turn it into a plain Array, and so into bytes
+    return record
 
 
 def unpack(record: ArrayRecord) -> dict[str, Tensor]:

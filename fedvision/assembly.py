@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedvision.data import FederatedData
+from fedvision.errors import ExperimentError
 from fedvision.experiment import Experiment, parse_overrides
 from fedvision.learners.learner import Learner
 from fedvision.seeds import generator
@@ -44,12 +45,20 @@ class Assembly:
             experiment: names the parts.
             data: used instead of the data set that the experiment names.
         """
-        device = torch.device(experiment.engine.settings.get("device", "cpu"))
+        device = _device(str(experiment.engine.settings.get("device", "cpu")))
         strategy, learner = experiment.build_strategy(), experiment.build_learner()
         data = experiment.load_data() if data is None else data
         model = learner.build(data.spec, generator(experiment.seed, "model")).to(device)
         initial = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         return cls(experiment, data.to(device), learner, strategy, model, initial, device)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise ExperimentError(f"engine.device = {name!r} cannot be used ({reason}); `fedvision doctor` lists the devices") from error
 
 
 _installed: dict[int, Assembly] = {}

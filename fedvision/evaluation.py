@@ -5,8 +5,9 @@ from torch import nn
 
 from fedvision.arrays import Named
 from fedvision.data import Examples
+from fedvision.data.examples import ENVIRONMENT
 from fedvision.learners.learner import Learner
-from fedvision.metrics import total
+from fedvision.metrics import Metrics, total
 
 BATCH = 1024
 """Examples evaluated at a time."""
@@ -21,6 +22,20 @@ def load(model: nn.Module, arrays: Named) -> None:
 
 def evaluate(learner: Learner, model: nn.Module, examples: Examples) -> dict[str, float]:
     """The learner's metrics over ``examples``, without gradients and in evaluation mode; empty for no examples."""
+    return _measured(learner, model, examples).result()
+
+
+def evaluate_by_environment(learner: Learner, model: nn.Module, examples: Examples) -> dict[str, float]:
+    """As ``evaluate``, and the accuracy in each environment among the examples as ``environment3_accuracy``."""
+    if ENVIRONMENT not in examples:
+        return evaluate(learner, model, examples)
+    held = examples.fields[ENVIRONMENT]
+    parts = {int(e): _measured(learner, model, examples[(held == e).nonzero()[:, 0]]) for e in held.unique()}
+    accuracies = {f"environment{e}_accuracy": part.sums["accuracy"] / part.count for e, part in parts.items() if "accuracy" in part.sums}
+    return total(parts.values()).result() | accuracies
+
+
+def _measured(learner: Learner, model: nn.Module, examples: Examples) -> Metrics:
     model.eval()
     with torch.inference_mode():
-        return total(learner.evaluate(model, batch) for batch in examples.batches(BATCH)).result()
+        return total(learner.evaluate(model, batch) for batch in examples.batches(BATCH))

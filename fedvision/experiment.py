@@ -145,10 +145,11 @@ class Experiment:
             missing = [key for key in ("data", "partition", "learner", "strategy") if key not in tables]
             if missing:
                 raise ExperimentError(f'[{missing[0]}] is missing; add a table such as [{missing[0]}] name = "..."')
-            parts = {key: COMPONENTS[key].resolve(tables[key], key) for key in COMPONENTS if key in tables}
+            given = {"engine": {"name": "in-process"}, **tables}
+            parts = {key: COMPONENTS[key].resolve(given[key], key) for key in COMPONENTS}
         except ExperimentError as error:
             raise ExperimentError(f"{source}: {error}") from error.__cause__
-        return cls(**checked, **parts)
+        return cls(**{**checked, **parts})
 
     def tables(self) -> dict[str, Any]:
         """The resolved experiment as nested tables, every default written out."""
@@ -157,7 +158,7 @@ class Experiment:
             value = getattr(self, f.name)
             tables[f.name] = {"name": value.name, **value.settings} if isinstance(value, Component) else value
         plain = {key: value for key, value in tables.items() if not isinstance(value, dict)}
-        return _without_none(plain | {key: value for key, value in tables.items() if isinstance(value, dict)})
+        return _table(plain | {key: value for key, value in tables.items() if isinstance(value, dict)})
 
     def to_toml(self) -> str:
         """The resolved experiment as a TOML file that loads to an equal experiment."""
@@ -210,7 +211,8 @@ def locate(experiment: str | Path) -> Path:
     known = bundled()
     if str(experiment) in known:
         return known[str(experiment)]
-    raise ExperimentError(f"no experiment {str(experiment)!r}: neither a file nor a bundled experiment; {settings.nearest(str(experiment), list(known))}")
+    hint = settings.nearest(str(experiment), list(known))
+    raise ExperimentError(f"no experiment {str(experiment)!r}: neither a file nor a bundled experiment; {hint}")
 
 
 def merged(tables: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,9 +273,12 @@ def _build(target: Callable[..., Any], arguments: Mapping[str, Any], where: str)
         raise ExperimentError(f"[{where}] {target.__name__}: {error}") from error
 
 
-def _without_none(value: Any) -> Any:
+def _table(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` as TOML has them: no None, lists for tuples."""
+    return {key: _value(value) for key, value in values.items() if value is not None}
+
+
+def _value(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [_without_none(item) for item in value]
-    return value
+        return _table(value)
+    return [_value(item) for item in value] if isinstance(value, list | tuple) else value

@@ -72,3 +72,22 @@ def areas(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def prefixed(prefix: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """``{"loss": 1}`` as ``{"test_loss": 1}``."""
     return {f"{prefix}_{name}": value for name, value in metrics.items()}
+
+
+def spread(accuracies: Iterable[float]) -> dict[str, float]:
+    """How evenly a model serves several environments.
+
+    Args:
+        accuracies: one in [0, 1] an environment.
+
+    Returns:
+        ``variance`` (population), ``entropy`` of the accuracies normalized to sum 1, in nats (at most the logarithm
+        of their number, reached when all are equal; NaN if all are 0), and ``worst``, the lowest. Empty for fewer than two.
+
+    Source: arXiv 2205.09305, Table 3, which prints variance x 1000 and entropy x 10.
+    """
+    values = np.asarray(list(accuracies), dtype=np.float64)
+    if len(values) < 2:
+        return {}
+    p = values[values > 0] / values.sum() if values.sum() else np.array([math.nan])
+    return {"variance": float(values.var()), "entropy": float(-(p * np.log(p)).sum()), "worst": float(values.min())}

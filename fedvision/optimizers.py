@@ -1,6 +1,8 @@
 """Optimizers named in a table: any class of ``torch.optim`` with its own arguments."""
 
+import math
 from collections.abc import Iterable
+from functools import cache
 from typing import Annotated, Any
 
 import torch
@@ -17,16 +19,16 @@ def checked(table: dict[str, Any]) -> dict[str, Any]:
     """``table`` if it names an optimizer and only settings that this optimizer has.
 
     Raises:
-        ExperimentError: unknown optimizer, unknown or missing setting.
+        ExperimentError: unknown optimizer, unknown or missing setting, or a value that the optimizer refuses.
     """
-    known = {name: kind for name, kind in vars(torch.optim).items() if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)}
-    name = table.get("name")
-    if name not in known:
-        raise ExperimentError(f"unknown optimizer {name!r}; {settings.nearest(str(name), sorted(set(known) - {'Optimizer'}))}")
-    arguments = settings.parameters(known[name], NOT_IN_A_TABLE)
+    arguments = settings.parameters(_kind(table), NOT_IN_A_TABLE)
     for key in table:
         if key != "name" and key not in arguments:
-            raise ExperimentError(f"optimizer {name} has no setting {key!r}; {settings.nearest(key, sorted(arguments))}")
+            raise ExperimentError(f"optimizer {table['name']} has no setting {key!r}; {settings.nearest(key, sorted(arguments))}")
+    absent = [key for key, value in table.items() if isinstance(value, float) and math.isnan(value)]
+    if absent:
+        raise ExperimentError(f"optimizer {table}: {absent[0]} is not a number")
+    build(table, [torch.zeros(1, 1, requires_grad=True)])
     return table
 
 
@@ -38,10 +40,24 @@ def build(table: dict[str, Any], params: Iterable[Tensor]) -> torch.optim.Optimi
     """The optimizer of ``table`` over ``params``.
 
     Raises:
-        ExperimentError: a value that the optimizer refuses.
+        ExperimentError: unknown optimizer, or a value that it refuses.
     """
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key != "name"}
     try:
-        return getattr(torch.optim, checked(table)["name"])(list(params), **arguments)  # type: ignore[no-any-return]
-    except (TypeError, ValueError) as error:
+        return _kind(table)(list(params), **arguments)
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
         raise ExperimentError(f"optimizer {table}: {error}") from error
+
+
+def _kind(table: dict[str, Any]) -> Any:
+    known = _known()
+    name = table.get("name")
+    if name not in known:
+        raise ExperimentError(f"unknown optimizer {name!r}; {settings.nearest(str(name), sorted(known))}")
+    return known[name]
+
+
+@cache
+def _known() -> dict[str, type[torch.optim.Optimizer]]:
+    classes = {name: kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
+    return {name: kind for name, kind in classes.items() if issubclass(kind, torch.optim.Optimizer) and name != "Optimizer"}

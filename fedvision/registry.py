@@ -22,10 +22,12 @@ class Registry:
     Attributes:
         kind: what is registered, for messages ("strategy").
         package: whose modules are searched ("strategies").
+        adapter: dotted name of a function that makes dotted classes of other projects fit; None: they fit.
     """
 
     kind: str
     package: str
+    adapter: str | None = None
     entries: dict[str, Callable[..., Any]] = field(default_factory=dict)
 
     def __call__(self, name: str) -> Callable[[T], T]:
@@ -51,7 +53,8 @@ class Registry:
             ExperimentError: unknown name, or a dotted name that cannot be imported.
         """
         if ":" in name:
-            return self._import_dotted(name)
+            target = self._import_dotted(name)
+            return target if self.adapter is None else self._import_dotted(self.adapter)(target)  # type: ignore[no-any-return]
         if name not in self.entries:
             self._import_package()
         if name not in self.entries:
@@ -70,12 +73,15 @@ class Registry:
     def _import_dotted(self, name: str) -> Callable[..., Any]:
         module, _, attribute = name.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
-        except (ImportError, AttributeError, ValueError) as error:
+            target = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ExperimentError(f"{self.kind} {name!r} cannot be imported: {error}; write 'package.module:Name'") from error
+        if not callable(target):
+            raise ExperimentError(f"{self.kind} {name!r} is {target!r}, which is neither a class nor a function; name one")
+        return target  # type: ignore[no-any-return]
 
 
-strategies = Registry("strategy", "strategies")
+strategies = Registry("strategy", "strategies", adapter="strategies.foreign:adapted")
 learners = Registry("learner", "fedvision.learners")
 datasets = Registry("data set", "fedvision.data")
 partitions = Registry("partition", "fedvision.data")

@@ -7,6 +7,7 @@ False
 """
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,7 @@ import torch
 
 def derive(seed: int, *purpose: str | int) -> int:
     """A 63-bit seed that depends on every part of ``(seed, *purpose)`` and on nothing else."""
-    text = repr((int(seed), *purpose)).encode()
+    text = repr((int(seed), *(part if isinstance(part, str) else int(part) for part in purpose))).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
@@ -34,9 +35,27 @@ def numpy_generator(seed: int, *purpose: str | int) -> np.random.Generator:
 def global_generators(rng: torch.Generator) -> Iterator[None]:
     """Lend ``rng`` to code that only knows torch's global generators, and put them back afterwards.
 
-    For third-party constructors (timm, ``torch.nn``) and layers (dropout) that take no generator.
+    For third-party constructors (timm, ``torch.nn``) and layers (dropout) that take no generator. The generators are
+    set one by one because ``torch.manual_seed`` costs half a millisecond in looking for kinds of device.
     """
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+    generators = [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]
+    states = [lent.get_state() for lent in generators]
+    seed = int(torch.randint(2**62, (), generator=rng))
+    try:
+        for lent in generators:
+            lent.manual_seed(seed)
         yield
+    finally:
+        for lent, state in zip(generators, states, strict=True):
+            lent.set_state(state)
+
+
+@contextmanager
+def python_generator(seed: int, *purpose: str | int) -> Iterator[None]:
+    """Lend a derived seed to code that only knows Python's global generator, and put that back afterwards."""
+    before = random.getstate()
+    random.seed(derive(seed, *purpose))
+    try:
+        yield
+    finally:
+        random.setstate(before)

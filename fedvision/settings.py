@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
@@ -24,8 +24,9 @@ Natural = Annotated[int, Ge(0)]
 
 def nearest(name: str, known: list[str]) -> str:
     """A hint for a misspelt name: the nearest known one and all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    guess = f"did you mean {close[0]!r}? " if close else ""
+    folded = {candidate.casefold(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    guess = f"did you mean {folded[close[0]]!r}? " if close else ""
     return f"{guess}known: {', '.join(known) or 'none'}"
 
 
@@ -84,6 +85,8 @@ def check(value: Any, annotation: Any, where: str) -> Any:
         return adapter.validate_json(json.dumps(value), strict=True)
     except PydanticUserError:
         return value
+    except ExperimentError as error:  # of a validator of ours
+        raise ExperimentError(f"{where}: {error}") from error.__cause__
     except (ValidationError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise ExperimentError(f"{where} = {value!r}: expected {describe(annotation)} ({reason[:1].lower()}{reason[1:]})") from None
@@ -93,7 +96,7 @@ def describe(annotation: Any) -> str:
     """An annotation in words: ``number > 0``, ``one of 'exact', 'stale'``, ``list of whole number``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        signs = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le")}
+        signs = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
         bounds = [f"{signs[type(b)][0]} {getattr(b, signs[type(b)][1])}" for b in arguments[1:] if type(b) in signs]
         return " ".join([describe(arguments[0]), " and ".join(bounds)]).strip()
     if origin is Literal:
@@ -103,7 +106,7 @@ def describe(annotation: Any) -> str:
     if origin in (list, tuple):
         return f"list of {describe(arguments[0])}" if arguments else "list"
     plain = {int: "whole number", float: "number", str: "text", bool: "true or false", dict: "table", Any: "anything"}
-    return plain.get(annotation) or plain.get(origin) or getattr(annotation, "__name__", str(annotation))
+    return plain.get(annotation) or plain.get(origin) or str(getattr(annotation, "__name__", annotation))
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:

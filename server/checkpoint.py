@@ -60,8 +60,10 @@ class Checkpoint:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["fedvision"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if header["format"] != FORMAT:
+                raise ValueError(f"its format is {header['format']!r}, this version of FedVision reads {FORMAT}")
             tree = {name: decode(part, tensors) for name, part in header["tree"].items()}
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"{path}: not a readable checkpoint ({type(error).__name__}: {error}); "
                 "restore the file from a copy, or start again in another folder with --out"
@@ -84,6 +86,8 @@ def save_tensors(path: Path, tensors: Named, metadata: Mapping[str, str] | None 
 def encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """``value`` as JSON, its tensors moved to ``tensors`` under names that begin with ``path``."""
     if isinstance(value, Tensor):
+        while path in tensors:  # the keys 1 and "1", or "a/b" and a's "b"
+            path += "+"
         tensors[path] = value
         return {"tensor": path}
     if isinstance(value, Mapping):

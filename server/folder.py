@@ -95,10 +95,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise unwritable(path, error) from error
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is what ``write_atomically`` leaves behind when the process is killed."""
+    return path.name.startswith(".") and path.name.endswith(".part")
 
 
 def unwritable(path: Path, error: Exception) -> RunError:

@@ -63,6 +63,7 @@ class MeteredGrid(Grid):
         for message in messages:
             self.bytes_up += _training_bytes(message)
             yield message
+            del message  # or this answer would stay alive while the next is computed
 
 
 def _training_bytes(message: Message) -> int:

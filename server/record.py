@@ -22,8 +22,11 @@ class RunRecord:
         kept = [row for row in read_rows(folder.rounds) if row["round"] <= last_round]
         write_atomically(folder.rounds, lambda path: path.write_text("".join(_line(row) for row in kept)))
         self._path = folder.rounds
-        self._file: TextIO = folder.rounds.open("a")
-        self._events = _event_writer(folder.tensorboard, last_round + 1) if tensorboard else None
+        try:
+            self._file: TextIO = folder.rounds.open("a")
+            self._events = _event_writer(folder.tensorboard, last_round + 1) if tensorboard else None
+        except OSError as error:
+            raise unwritable(folder.path, error) from error
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one round; on disk before this returns."""

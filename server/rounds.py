@@ -1,25 +1,30 @@
 """The rounds of a run: train, evaluate, record, checkpoint."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedvision.arrays import Named, pack, unpack
 from fedvision.assembly import Assembly
 from fedvision.errors import RunError
 from fedvision.evaluation import evaluate, load
-from fedvision.metrics import prefixed
+from fedvision.metrics import prefixed, spread
 from server.checkpoint import Checkpoint, save_tensors
 from server.folder import RunFolder
 from server.meter import MeteredGrid
 from server.record import RunRecord, read_rows
 
 Row = dict[str, Any]
+
+ANOTHER = "another experiment, data or initial weights"
+
+ENVIRONMENT_ACCURACY = re.compile(r"validation_environment\d+_accuracy")
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Session:
         if self.resume and self.folder.checkpoint.exists():
             checkpoint = Checkpoint.load(self.folder.checkpoint)
             if checkpoint.identity != self.identity:
-                raise RunError(f"{self.folder.path} holds a run of another experiment, data or initial weights; choose another folder with --out")
+                raise RunError(f"{self.folder.path} holds a run of {ANOTHER}; choose another folder with --out")
             self.assembly.strategy.load_state(checkpoint.strategy)
             if checkpoint.clients:
                 grid.load_client_states(checkpoint.clients)  # type: ignore[attr-defined]
@@ -76,10 +81,11 @@ class Session:
         own = self.assembly.initial
         if self.initial is None:
             return own
-        odd = sorted(set(own) ^ set(self.initial)) or [name for name in own if own[name].shape != self.initial[name].shape]
+        needed, given = ({name: tuple(tensor.shape) for name, tensor in arrays.items()} for arrays in (own, self.initial))
+        odd = sorted(name for name in needed.keys() | given.keys() if needed.get(name) != given.get(name))
         if odd:
-            expected = f"expects {sorted(own)}" if odd[0] not in own or odd[0] not in self.initial else f"has shape {tuple(own[odd[0]].shape)} in the model"
-            raise RunError(f"initial weights do not fit the model: {odd[0]!r} {expected}; give weights of this learner")
+            fact = f"{odd[0]!r} has shape {given.get(odd[0], 'none')}, the model needs {needed.get(odd[0], 'none of that name')}"
+            raise RunError(f"initial weights do not fit the model: {fact}; give weights of this learner")
         return {name: self.initial[name].to(own[name].dtype) for name in own}
 
     def _round(self, number: int, arrays: ArrayRecord, grid: MeteredGrid) -> tuple[Row, ArrayRecord]:
@@ -104,9 +110,10 @@ class Session:
 
     def _initial_row(self, arrays: ArrayRecord, grid: Grid) -> Row:
         """Round 0: the initial model, on the first cohort's training examples too."""
-        began = time.perf_counter()
+        began, strategy = time.perf_counter(), self.assembly.strategy
         row = {"round": 0, **self._evaluation(0, arrays, grid, "train validation")}
-        counts = {"clients": 0, "failures": 0, "failed": [], "bytes_up": 0, "bytes_down": 0}
+        failed = [str(failure) for failure in strategy.failures]
+        counts = {"clients": 0, "failures": len(failed), "failed": failed, "bytes_up": 0, "bytes_down": 0}
         return row | counts | {"seconds": time.perf_counter() - began}
 
     def _evaluation(self, number: int, arrays: ArrayRecord, grid: Grid, parts: str) -> dict[str, float]:
@@ -116,6 +123,8 @@ class Session:
             config = ConfigRecord({"parts": parts})
             replies = grid.send_and_receive(strategy.configure_evaluate(number, arrays, config, grid))
             metrics |= _numbers(strategy.aggregate_evaluate(number, replies))
+            by_environment = [value for name, value in metrics.items() if ENVIRONMENT_ACCURACY.fullmatch(name)]
+            metrics |= prefixed("environment", spread(by_environment))
         load(assembly.model, unpack(arrays))
         return metrics | prefixed("test", evaluate(assembly.learner, assembly.model, assembly.data.test))
 
@@ -123,7 +132,7 @@ class Session:
         record.append(row)
         experiment = self.assembly.experiment
         if row["round"] % experiment.checkpoint_every == 0 or row["round"] == experiment.rounds:
-            held = getattr(grid, "client_states", dict)()
+            held: Mapping[int, RecordDict] = getattr(grid, "client_states", dict)()
             state = self.assembly.strategy.state()
             Checkpoint(row["round"], self.identity, unpack(arrays), state, held).save(self.folder.checkpoint)
         self.on_round(row)
@@ -132,7 +141,7 @@ class Session:
         return {name: tensor.to(self.assembly.device) for name, tensor in arrays.items()}
 
 
-def _numbers(metrics: MetricRecord | Mapping[str, Any]) -> dict[str, float]:
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if name != "num-examples"}
 
 

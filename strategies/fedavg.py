@@ -1,5 +1,6 @@
 """FedAvg: clients train locally, the server averages their models."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
@@ -13,8 +14,8 @@ from fedvision.data import Examples
 from fedvision.optimizers import Optimizer
 from fedvision.registry import strategies
 from fedvision.settings import Count
-from strategies.means import Accumulator, ArithmeticMean
-from strategies.strategy import Records, Silo, Strategy, Update
+from strategies.means import ArithmeticMean
+from strategies.strategy import Fold, Records, Silo, Strategy, Update
 
 
 def sgd() -> dict[str, Any]:
@@ -50,10 +51,32 @@ class LocalStrategy(Strategy):
         batches = chain.from_iterable(silo.batches(self.batch_size, self.shuffle) for _ in passes)
         return islice(batches, self.steps)
 
+    def local_steps(self, examples: int) -> int:
+        """How many optimizer steps a client with so many examples takes in a round."""
+        return self.steps or self.epochs * math.ceil(examples / self.batch_size)
+
+    def trained(self, silo: Silo) -> Update:
+        """The answer of plain local training."""
+        loss = silo.descend(self.local_batches(silo), self.client_optimizer)
+        return Update({"arrays": silo.arrays()}, {"train_loss": loss})
+
+
+@dataclass(kw_only=True)
+class AveragingStrategy(LocalStrategy):
+    """Local strategies whose server takes the mean of the clients' models."""
+
+    def accumulators(self) -> dict[str, Fold]:
+        """A mean over clients."""
+        return {"arrays": ArithmeticMean()}
+
+    def server_update(self, arrays: Named, aggregates: Records) -> Named:
+        """The mean model."""
+        return aggregates["arrays"]
+
 
 @strategies("fedavg")
 @dataclass(kw_only=True)
-class FedAvg(LocalStrategy):
+class FedAvg(AveragingStrategy):
     """Local epochs or steps at the clients, then the mean of their models weighted by examples.
 
     Source: McMahan et al., arXiv 1602.05629, algorithm 1.
@@ -61,13 +84,4 @@ class FedAvg(LocalStrategy):
 
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The locally trained model."""
-        loss = silo.descend(self.local_batches(silo), self.client_optimizer)
-        return Update({"arrays": silo.arrays()}, {"train_loss": loss})
-
-    def accumulators(self) -> dict[str, Accumulator]:
-        """A mean over clients."""
-        return {"arrays": ArithmeticMean()}
-
-    def server_update(self, arrays: Named, aggregates: Records) -> Named:
-        """The mean model."""
-        return aggregates["arrays"]
+        return self.trained(silo)

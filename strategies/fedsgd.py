@@ -6,8 +6,8 @@ from flwr.app import RecordDict
 
 from fedvision.registry import strategies
 from strategies.gradient import GradientStrategy
-from strategies.means import Accumulator, ArithmeticMean
-from strategies.strategy import Silo, Update
+from strategies.means import ArithmeticMean
+from strategies.strategy import Fold, Silo, Update
 
 
 @strategies("fedsgd")
@@ -24,6 +24,6 @@ class FedSGD(GradientStrategy):
         loss, gradient = silo.gradient(silo.batches(self.chunk_size, shuffle=False))
         return Update({"gradient": gradient, "buffers": silo.buffers()}, {"train_loss": loss})
 
-    def accumulators(self) -> dict[str, Accumulator]:
+    def accumulators(self) -> dict[str, Fold]:
         """A mean over clients."""
         return {"gradient": ArithmeticMean()}

@@ -7,8 +7,8 @@ from flwr.app import RecordDict
 from fedvision.registry import strategies
 from fedvision.settings import Fraction
 from strategies.gradient import GradientStrategy
-from strategies.means import Accumulator, WeightedGeometricMean
-from strategies.strategy import Silo, Update
+from strategies.means import WeightedGeometricMean
+from strategies.strategy import Fold, Silo, Update
 
 
 @strategies("geometric")
@@ -30,6 +30,6 @@ class Geometric(GradientStrategy):
         loss, gradient = silo.gradient(silo.batches(self.chunk_size, shuffle=False))
         return Update({"gradient": gradient, "buffers": silo.buffers()}, {"train_loss": loss})
 
-    def accumulators(self) -> dict[str, Accumulator]:
+    def accumulators(self) -> dict[str, Fold]:
         """A weighted geometric mean over clients."""
         return {"gradient": WeightedGeometricMean(self.agreement_threshold)}

@@ -5,6 +5,7 @@ A strategy is a Flower ``Strategy``: a plain Flower app calls ``strategy.start(g
 """
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from fedvision.errors import AggregationError
 from fedvision.learners.learner import Learner
 from fedvision.seeds import numpy_generator
 from fedvision.settings import Count, PositiveFraction
-from strategies.means import Accumulator, ArithmeticMean
+from strategies.means import ArithmeticMean, Layout
 
 log = logging.getLogger("fedvision")
 
@@ -50,6 +51,9 @@ class Silo(Protocol):
     def buffers(self) -> dict[str, Tensor]:
         """A copy of the model's buffers, such as BatchNorm's running statistics."""
 
+    def loss(self, model: Callable[..., Any], batch: Examples) -> Tensor:
+        """The learner's mean loss on a batch; ``model`` may be the silo's, or anything that is called like it."""
+
     def batches(self, size: int, shuffle: bool = True) -> Iterator[Examples]:
         """One pass over the training examples, as the learner's loss sees them."""
 
@@ -58,6 +62,40 @@ class Silo(Protocol):
 
     def descend(self, batches: Iterable[Examples], optimizer: dict[str, Any], penalty: Callable[[], Tensor] | None = None) -> float:
         """One optimizer step a batch, in place; the mean loss seen on the way."""
+
+
+class Fold(Protocol):
+    """Where clients' answers go, one by one; ``strategies.means`` has those that keep only sums."""
+
+    @property
+    def count(self) -> int:
+        """The number of answers so far."""
+
+    def add(self, update: Named, weight: float = 1.0) -> None:
+        """Fold one answer in."""
+
+    def result(self) -> Named:
+        """What all answers amount to."""
+
+
+class Equally:
+    """A fold in which all answers count the same, whatever the strategy weights clients by."""
+
+    def __init__(self, fold: Fold) -> None:
+        self._fold = fold
+
+    @property
+    def count(self) -> int:
+        """The number of answers so far."""
+        return self._fold.count
+
+    def add(self, update: Named, weight: float = 1.0) -> None:
+        """Fold one answer in with weight 1."""
+        self._fold.add(update, 1.0)
+
+    def result(self) -> Named:
+        """What all answers amount to."""
+        return self._fold.result()
 
 
 @dataclass(frozen=True)
@@ -94,8 +132,10 @@ class Strategy(FlowerStrategy):
         min_clients: a round with fewer accepted answers stops the run.
         weight_by: whether clients count equally or by their number of examples.
         seed: from which the cohorts are drawn.
-        failures: the clients that failed or were refused in the latest round.
-        answered: how many clients' answers were accepted in the latest round.
+        population: how many clients were connected in the latest round.
+        cohort: those who took part.
+        failures: those that failed or were refused.
+        answered: how many answers were accepted.
     """
 
     fraction: PositiveFraction = 1.0
@@ -103,6 +143,8 @@ class Strategy(FlowerStrategy):
     min_clients: Count = 1
     weight_by: Literal["clients", "examples"] = "clients"
     seed: int = 0
+    population: int = field(default=0, init=False)
+    cohort: list[int] = field(default_factory=list, init=False)
     failures: list[Failure] = field(default_factory=list, init=False)
     answered: int = field(default=0, init=False)
 
@@ -113,7 +155,7 @@ class Strategy(FlowerStrategy):
         """In the client: the answer to a round's message, from a silo that holds the global model."""
 
     @abstractmethod
-    def accumulators(self) -> dict[str, Accumulator]:
+    def accumulators(self) -> dict[str, Fold]:
         """At the server: a fresh accumulator for each record of the answers."""
 
     @abstractmethod
@@ -121,12 +163,21 @@ class Strategy(FlowerStrategy):
         """At the server: the next global parameters, from this round's and the accumulators' results."""
 
     def prepare(self, content: RecordDict, ask: Callable[[RecordDict], Iterator[RecordDict]]) -> RecordDict:
-        """At the server, before training: what to send; ``ask`` first collects ``client_statistics`` where needed."""
+        """At the server, before training: what to send.
+
+        Args:
+            content: the global ``arrays`` and the ``config`` of the round.
+            ask: collects the ``client_statistics`` of the cohort; who does not answer leaves the cohort.
+        """
         return content
 
     def client_statistics(self, silo: Silo, content: RecordDict) -> Update:
         """In the client: the answer to ``prepare``'s question."""
         raise AggregationError(f"{type(self).__name__} asks its clients for no statistics")
+
+    def round_metrics(self) -> dict[str, float]:
+        """At the server: what else to record of the round."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """What the server must remember between rounds: nested dicts and lists of tensors, numbers and text."""
@@ -141,10 +192,10 @@ class Strategy(FlowerStrategy):
         """One message to each client of this round's cohort."""
         self._arrays = unpack(arrays)
         self.failures = []
-        cohort = self._cohort(server_round, "cohort", self.fraction, grid)
+        self.cohort = self._sample(server_round, "cohort", self.fraction, grid)
         config["server-round"] = server_round
-        content = self.prepare(RecordDict({"arrays": arrays, "config": config}), lambda asked: self._ask(asked, cohort, grid))
-        return [Message(content, dst_node_id=node, message_type="train") for node in cohort]
+        content = self.prepare(RecordDict({"arrays": arrays, "config": config}), lambda asked: self._ask(asked, grid))
+        return [Message(content, dst_node_id=node, message_type="train") for node in self.cohort]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """The next global model and the clients' mean metrics; answers are folded one by one as they arrive.
@@ -153,34 +204,33 @@ class Strategy(FlowerStrategy):
             AggregationError: fewer than ``min_clients`` answers could be used.
         """
         accumulators = self.accumulators()
+        expected = Inspection(self._arrays, frozenset(accumulators))
+        accumulators["buffers"] = ArithmeticMean()
         means = WeightedMeans()
-        for content in self._accepted(replies, self._expected):
-            weight = self._weight(content)
-            for name, record in content.array_records.items():
-                accumulators.setdefault(name, ArithmeticMean()).add(unpack(record), weight)
-            means.add(content["metrics"], weight)
+        for content in self._contents(replies, expected.fault):
+            self._fold(content, accumulators, means)
+            del content  # or this answer would stay alive while the next is computed
         self.answered = means.count
-        if self.answered < self.min_clients:
-            raise AggregationError(self._too_few(server_round))
+        self._require(means.count, server_round)
         aggregates = {name: accumulator.result() for name, accumulator in accumulators.items() if accumulator.count}
         following = {**self._arrays, **aggregates.pop("buffers", {})}
         following.update(self.server_update(self._arrays, aggregates))
-        return pack(following), MetricRecord(means.result())
+        return pack(following), MetricRecord({**means.result(), **self.round_metrics()})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """One message to each client that evaluates in this round."""
-        cohort = self._cohort(server_round, "evaluate", self.fraction_evaluate or self.fraction, grid)
+        nodes = self._sample(server_round, "evaluate", self.fraction_evaluate or self.fraction, grid)
         config["server-round"] = server_round
         content = RecordDict({"arrays": arrays, "config": config})
-        return [Message(content, dst_node_id=node, message_type="evaluate") for node in cohort]
+        return [Message(content, dst_node_id=node, message_type="evaluate") for node in nodes]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord:
         """The clients' mean metrics; a client that evaluated nothing does not count."""
         means = WeightedMeans()
-        for content in self._accepted(replies, lambda content: None):
+        for content in self._contents(replies, lambda content: None):
             if content["metrics"]["num-examples"]:
                 means.add(content["metrics"], self._weight(content))
-        return MetricRecord(means.result())
+        return MetricRecord({**means.result()})
 
     def summary(self) -> None:
         """Log the settings."""
@@ -188,22 +238,41 @@ class Strategy(FlowerStrategy):
 
     # ---- parts -------------------------------------------------------------------------------------------------
 
-    def _cohort(self, server_round: int, purpose: str, fraction: float, grid: Grid) -> list[int]:
-        nodes = list(grid.get_node_ids())
+    def _sample(self, server_round: int, purpose: str, fraction: float, grid: Grid) -> list[int]:
+        nodes = sorted(grid.get_node_ids())  # Flower's grids promise no order
+        self.population = len(nodes)
         if len(nodes) < self.min_clients:
-            raise AggregationError(f"{len(nodes)} clients are connected, strategy.min_clients = {self.min_clients}; lower it or add clients")
+            few = f"{len(nodes)} clients are connected, strategy.min_clients = {self.min_clients}"
+            raise AggregationError(f"{few}; lower it or add clients")
         size = min(max(round(fraction * len(nodes)), self.min_clients, 1), len(nodes))
         if size == len(nodes):
             return nodes
         chosen = numpy_generator(self.seed, purpose, server_round).choice(len(nodes), size, replace=False)
         return [nodes[i] for i in sorted(chosen)]
 
-    def _ask(self, content: RecordDict, cohort: list[int], grid: Grid) -> Iterator[RecordDict]:
-        messages = [Message(content, dst_node_id=node, message_type="query.statistics") for node in cohort]
-        return self._accepted(grid.send_and_receive(messages), _finite)
+    def _ask(self, content: RecordDict, grid: Grid) -> Iterator[RecordDict]:
+        messages = [Message(content, dst_node_id=node, message_type="query.statistics") for node in self.cohort]
+        answered = []
+        for reply in self._accepted(grid.send_and_receive(messages), Inspection(self._arrays).fault):
+            answered.append(reply.metadata.src_node_id)
+            yield reply.content
+        self.cohort = answered
 
-    def _accepted(self, replies: Iterable[Message], fault: "Callable[[RecordDict], str | None]") -> Iterator[RecordDict]:
-        """The contents of the replies that can be used; the others are noted with their reasons."""
+    def _fold(self, content: RecordDict, accumulators: Mapping[str, Fold], means: "WeightedMeans") -> None:
+        weight = self._weight(content)
+        for name, record in content.array_records.items():
+            accumulators[name].add(unpack(record), weight)
+        means.add(content.metric_records["metrics"], weight)
+
+    def _contents(self, replies: Iterable[Message], fault: Callable[[RecordDict], str | None]) -> Iterator[RecordDict]:
+        for reply in self._accepted(replies, fault):
+            content = reply.content
+            del reply
+            yield content
+            del content
+
+    def _accepted(self, replies: Iterable[Message], fault: Callable[[RecordDict], str | None]) -> Iterator[Message]:
+        """The replies that can be used; the others are noted with their reasons."""
         seen: set[int] = set()
         for reply in replies:
             client = reply.metadata.src_node_id
@@ -212,33 +281,70 @@ class Strategy(FlowerStrategy):
             elif client in seen:
                 reason = "answered twice; the second answer is ignored"
             else:
-                reason = _without_metrics(reply.content) or fault(reply.content)
+                reason = _bad_metrics(reply.content) or fault(reply.content)
             if reason is None:
                 seen.add(client)
-                yield reply.content
+                yield reply
             else:
                 self.failures.append(Failure(client, reason))
-
-    def _expected(self, content: RecordDict) -> str | None:
-        """Why a training answer cannot be used: a missing record, or an array that is misshapen or not finite."""
-        missing = [name for name in self.accumulators() if name not in content.array_records]
-        if missing:
-            return f"the answer lacks the record {missing[0]!r}"
-        for record in content.array_records.values():
-            for name, array in record.items():
-                if name in self._arrays and tuple(array.shape) != tuple(self._arrays[name].shape):
-                    return f"array {name!r} has shape {tuple(array.shape)}, expected {tuple(self._arrays[name].shape)}"
-        return _finite(content)
+            del reply
 
     def _weight(self, content: RecordDict) -> float:
-        return float(content["metrics"]["num-examples"]) if self.weight_by == "examples" else 1.0
+        return float(content.metric_records["metrics"]["num-examples"]) if self.weight_by == "examples" else 1.0  # type: ignore[arg-type]
 
-    def _too_few(self, server_round: int) -> str:
-        reasons = "; ".join(str(failure) for failure in self.failures[:5]) or "no client answered"
-        return (
-            f"round {server_round}: {self.answered} usable answers, strategy.min_clients = {self.min_clients}. {reasons}. "
-            "Mend the clients, or lower min_clients, and resume"
-        )
+    def _require(self, answers: int, server_round: int) -> None:
+        """Stop a round that has fewer usable answers than ``min_clients``."""
+        if answers < self.min_clients:
+            reasons = "; ".join(str(failure) for failure in self.failures[:5]) or "no client answered"
+            raise AggregationError(
+                f"round {server_round}: {answers} usable answers, strategy.min_clients = {self.min_clients}. {reasons}. "
+                "Mend the clients, or lower min_clients, and resume"
+            )
+
+
+class Inspection:
+    """Finds out whether answers can be folded together.
+
+    An array that is named after one of the model's must have its shape and type; apart from that, the first answer
+    without fault fixes what the others hold.
+
+    Args:
+        model: the global arrays.
+        records: which records an answer has, apart from ``buffers``; None: those of the first.
+    """
+
+    def __init__(self, model: Named, records: frozenset[str] | None = None) -> None:
+        self._model = model
+        self._records = records
+        self._first: dict[str, dict[str, str]] | None = None
+
+    def fault(self, content: RecordDict) -> str | None:
+        """Why an answer cannot be used: a missing or foreign record or array, a wrong shape or type, a NaN; or None."""
+        given = content.array_records.keys() - {"buffers"}
+        if not given or given != (self._records or given):
+            return f"the answer has the records {sorted(given)}, expected {sorted(self._records or ['at least one'])}"
+        try:
+            records = {name: unpack(record) for name, record in content.array_records.items()}
+        except Exception as error:  # whatever bytes a client sent
+            return f"the answer cannot be read: {error}"
+        layout = {record: {name: _layout(tensor) for name, tensor in arrays.items()} for record, arrays in records.items()}
+        reason = next(filter(None, (self._misfit(record, arrays) for record, arrays in layout.items())), None)
+        reason = reason or next(filter(None, map(_not_finite, records.values())), None)
+        if reason is None and self._first is None:
+            self._first = layout
+        return reason
+
+    def _misfit(self, record: str, arrays: Mapping[str, str]) -> str | None:
+        foreign = sorted(arrays.keys() - self._model.keys())
+        if foreign and len(foreign) < len(arrays):
+            return f"array {foreign[0]!r} is not an array of the model"
+        about = self._model if record == "arrays" else self._model.keys() & arrays.keys()
+        expected = {name: _layout(self._model[name]) for name in about} if self._first is None else self._first.get(record, {})
+        checked = expected if self._first is None else expected.keys() | arrays.keys()
+        for name in sorted(checked):
+            if arrays.get(name) != expected.get(name):
+                return f"array {name!r} is {arrays.get(name, 'missing')}, expected {expected.get(name, 'none of that name')}"
+        return None
 
 
 class WeightedMeans:
@@ -270,15 +376,26 @@ def reply(message: Message, update: Update, examples: int) -> Message:
     return Message(RecordDict(records), reply_to=message)
 
 
-def _without_metrics(content: RecordDict) -> str | None:
+def _bad_metrics(content: RecordDict) -> str | None:
+    """Why an answer's numbers cannot be averaged."""
     metrics = content.metric_records.get("metrics")
-    return None if metrics is not None and "num-examples" in metrics else "the answer has no 'metrics' record with 'num-examples'"
+    if metrics is None or "num-examples" not in metrics:
+        return "the answer has no 'metrics' record with 'num-examples'"
+    lists = [name for name, value in metrics.items() if not isinstance(value, int | float)]
+    if lists:
+        return f"metric {lists[0]!r} is {metrics[lists[0]]!r}, expected a number"
+    if not 0 <= metrics["num-examples"] < math.inf:  # type: ignore[operator]
+        return f"'num-examples' is {metrics['num-examples']!r}, expected a number of examples"
+    return None
 
 
-def _finite(content: RecordDict) -> str | None:
+def _layout(tensor: Tensor) -> str:
+    return str(Layout(tensor.shape, tensor.dtype))
+
+
+def _not_finite(arrays: Named) -> str | None:
     """The first array with a NaN or an infinity, in words."""
-    for record in content.array_records.values():
-        for name, tensor in unpack(record).items():
-            if tensor.is_floating_point() and tensor.numel() and not torch.linalg.vector_norm(tensor, ord=torch.inf).isfinite():
-                return f"array {name!r} holds NaN or infinite values"
+    for name, tensor in arrays.items():
+        if tensor.is_floating_point() and tensor.numel() and not torch.linalg.vector_norm(tensor, ord=torch.inf).isfinite():
+            return f"array {name!r} holds NaN or infinite values"
     return None

@@ -53,7 +53,7 @@ def card(data: FederatedData) -> Card:
     return Card(
         name=data.name,
         train=np.asarray(data.train.sizes, dtype=np.int64),
-        validation=np.asarray(data.validation.sizes if data.validation else [0] * data.num_clients, dtype=np.int64),
+        validation=np.asarray(data.validation.sizes if data.validation is not None else [0] * data.num_clients, dtype=np.int64),
         counts=counts,
         total_variation=total_variation(p, q),
         jensen_shannon=jensen_shannon(p, q),
@@ -68,7 +68,7 @@ def class_counts(silos: Silos, classes: int) -> np.ndarray:
     """
     if LABEL not in silos.examples:
         return np.zeros((len(silos), 0), dtype=np.int64)
-    labels = silos.examples.label.numpy()
+    labels = silos.examples.label.cpu().numpy()
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise DataError(
             f"labels run from {labels.min()} to {labels.max()}, the data set has {classes} classes; give labels 0..{classes - 1}"
@@ -79,21 +79,25 @@ def class_counts(silos: Silos, classes: int) -> np.ndarray:
 
 def frequencies(counts: np.ndarray) -> np.ndarray:
     """Counts [..., classes] as shares of their row; a row without any count stays zero."""
-    return counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)
+    return np.asarray(counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1))
 
 
 def total_variation(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Half the sum of absolute differences of two distributions [..., classes]: 0 if equal, 1 if disjoint."""
-    return np.abs(p - q).sum(axis=-1) / 2
+    """Half the sum of absolute differences of two distributions [..., classes]: 0 if equal, 1 if disjoint.
+
+    >>> float(total_variation(np.array([0.5, 0.5]), np.array([1.0, 0.0])))
+    0.5
+    """
+    return np.asarray(np.abs(p - q).sum(axis=-1) / 2)
 
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """Jensen-Shannon divergence of two distributions [..., classes], in bits: 0 if equal, 1 if disjoint."""
     m = (p + q) / 2
-    return (_divergence(p, m) + _divergence(q, m)) / 2
+    return np.asarray((_divergence(p, m) + _divergence(q, m)) / 2)
 
 
 def _divergence(p: np.ndarray, m: np.ndarray) -> np.ndarray:
     """Kullback-Leibler divergence in bits, where m > 0 wherever p > 0; terms with p = 0 count 0."""
     ratio = np.divide(p, m, out=np.ones_like(m), where=p > 0)
-    return np.maximum((p * np.log2(ratio)).sum(axis=-1), 0.0)
+    return np.asarray(np.maximum((p * np.log2(ratio)).sum(axis=-1), 0.0))

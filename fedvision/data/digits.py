@@ -24,7 +24,7 @@ ANGLES = (10.0, 25.0, 40.0, 60.0, 75.0, 90.0, -10.0, -40.0, -90.0)
 
 
 @datasets("digits")
-def digits(test_fraction: Fraction = 0.2, *, rng: np.random.Generator) -> Pool:
+def digits(*, test_fraction: Fraction = 0.2, rng: np.random.Generator) -> Pool:
     """1,797 real handwritten digits, 8x8 pixels in gray, 10 classes; needs no download.
 
     Images [n, 1, 8, 8] with values k/16 in [0, 1].
@@ -48,11 +48,11 @@ def digits(test_fraction: Fraction = 0.2, *, rng: np.random.Generator) -> Pool:
 
 @datasets("color-digits")
 def color_digits(
+    *,
     color_flips: tuple[Fraction, ...] = COLOR_FLIPS,
     label_flip: Fraction = 0.0,
     test_color_flip: Fraction = 0.90,
     test_label_flip: Fraction = 0.15,
-    *,
     rng: np.random.Generator,
 ) -> Pool:
     """Color-MNIST made of the embedded digits: is it below 5, where color misleads; one environment a color flip.
@@ -69,12 +69,18 @@ def color_digits(
     images, labels = _scanned()
     order = torch.from_numpy(rng.permutation(len(images)))
     return color_environments(
-        pad(images, (3, 3, 3, 3))[order], labels[order], color_flips, label_flip, test_color_flip, test_label_flip, rng
+        pad(images, (3, 3, 3, 3))[order],
+        labels[order],
+        color_flips=color_flips,
+        label_flip=label_flip,
+        test_color_flip=test_color_flip,
+        test_label_flip=test_label_flip,
+        rng=rng,
     )
 
 
 @datasets("rotated-digits")
-def rotated_digits(angles: tuple[float, ...] = ANGLES, test_angle: NonNegative = 90.0, *, rng: np.random.Generator) -> Pool:
+def rotated_digits(*, angles: tuple[float, ...] = ANGLES, test_angle: NonNegative = 90.0, rng: np.random.Generator) -> Pool:
     """Rotated-CIFAR10's nine rotations, of the embedded digits: one environment an angle.
 
     Images [n, 1, 16, 16] in [0, 1] (8x8, enlarged bilinearly), 10 classes; shuffled, then as ``rotated-cifar10``.
@@ -93,6 +99,7 @@ def rotated_digits(angles: tuple[float, ...] = ANGLES, test_angle: NonNegative =
 def color_environments(
     images: Tensor,
     numbers: Tensor,
+    *,
     color_flips: Sequence[float],
     label_flip: float,
     test_color_flip: float,
@@ -193,7 +200,8 @@ def rotated(images: Tensor, degrees: Tensor) -> Tensor:
         images: [n, channels, h, w] with h = w.
         degrees: [n].
     """
-    return torch.cat([_turned(*block) for block in zip(images.split(4096), degrees.split(4096), strict=True)])
+    blocks = zip(torch.split(images, 4096), torch.split(degrees, 4096), strict=True)
+    return torch.cat([_turned(*block) for block in blocks])
 
 
 def _turned(images: Tensor, degrees: Tensor) -> Tensor:
@@ -209,14 +217,15 @@ def stratified(labels: np.ndarray, fraction: float, rng: np.random.Generator) ->
 
     Args:
         labels: class indices, [n].
-        fraction: in [0, 1]; of a class with m examples round(fraction * m) are taken.
+        fraction: in [0, 1]; of n examples fraction * n are taken, rounded, and of every class its share, within one.
         rng: draws which, and the order.
 
     Returns:
         Two disjoint int64 arrays, shuffled, that cover 0..n-1.
     """
     groups = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    cuts = [round(fraction * len(group)) for group in groups]
+    ends = np.floor(fraction * np.cumsum([len(group) for group in groups]) + 0.5).astype(int)
+    cuts = np.diff(ends, prepend=0)
     taken = [group[:cut] for group, cut in zip(groups, cuts, strict=True)]
     rest = [group[cut:] for group, cut in zip(groups, cuts, strict=True)]
     return rng.permutation(np.concatenate(taken)), rng.permutation(np.concatenate(rest))
@@ -231,7 +240,7 @@ def _scanned() -> tuple[Tensor, Tensor]:
 
 
 def _coins(n: int, probability: np.ndarray | float, rng: np.random.Generator) -> Tensor:
-    """n times true, with the given probability or probabilities."""
+    """True n times over, with the given probability or probabilities."""
     return torch.from_numpy(rng.random(n) < probability)
 
 

@@ -121,6 +121,7 @@ class FederatedData:
                 whole numbers from 0, or 0.0 and 1.0 for a binary task.
             validation: the same, one pair a client; None if the clients keep no validation set.
             test: one pair that no client holds.
+            name: for tables and error messages.
             classes: the number of classes, if larger than the largest label seen + 1.
 
         Raises:
@@ -131,7 +132,7 @@ class FederatedData:
         if validation is not None:
             held = Silos.of([_examples(pair, f"validation[{i}]") for i, pair in enumerate(validation)])
         tested = _examples(test, "test")
-        known = [part for part in (silos.examples, held and held.examples, tested) if part is not None and len(part)]
+        known = [part for part in (silos.examples, *([held.examples] if held else []), tested) if len(part)]
         for part in known:
             if part.image.shape[1:] != known[0].image.shape[1:]:
                 raise DataError(
@@ -157,12 +158,13 @@ class FederatedData:
     def digest(self) -> str:
         """A fingerprint of every value, so that a run on other data is another run."""
         hasher = blake2b(repr((self.name, self.classes)).encode(), digest_size=8)
-        for silos in filter(None, (self.train, self.validation)):
-            hasher.update(repr(silos.offsets).encode())
-        for examples in filter(None, (self.train.examples, self.validation and self.validation.examples, self.test)):
+        silos = [self.train] if self.validation is None else [self.train, self.validation]
+        for dealt in silos:
+            hasher.update(repr(dealt.offsets).encode())
+        for examples in (*(dealt.examples for dealt in silos), self.test):
             for field, values in examples.fields.items():
                 hasher.update(repr((field, values.dtype, tuple(values.shape))).encode())
-                hasher.update(values.contiguous().numpy().data)
+                hasher.update(values.cpu().contiguous().numpy().data)
         return hasher.hexdigest()
 
     def to(self, device: torch.device) -> "FederatedData":
@@ -201,4 +203,4 @@ def _tensor(values: Arrays, what: str) -> Tensor:
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         raise DataError(f"{what} have the type {array.dtype}; give numbers")
-    return torch.tensor(array)
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))

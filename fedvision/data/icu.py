@@ -46,6 +46,7 @@ class Table:
 
 @datasets("synthetic-icu")
 def synthetic_icu(
+    *,
     hospitals: Count = 20,
     test_hospitals: Count = 10,
     patients: Count = 400,
@@ -58,7 +59,6 @@ def synthetic_icu(
     agreements: tuple[float, float] = (1.0, -0.4),
     test_agreement: float = -1.0,
     train_fraction: PositiveFraction = 0.7,
-    *,
     rng: np.random.Generator,
 ) -> Pool:
     """Synthetic intensive care, no real patients: tables of hospitals in which some features mislead elsewhere.
@@ -110,13 +110,13 @@ def synthetic_icu(
 
 @datasets("eicu")
 def eicu(
+    *,
     path: str,
     hospital_column: str = "hospitalid",
     label_column: str = "death",
     hospitals: Count = 20,
     train_fraction: PositiveFraction = 0.7,
     standardize: bool = False,
-    *,
     rng: np.random.Generator,
 ) -> Pool:
     """A CSV table of patients, as extracted from eICU: one row a patient, a hospital, a 0/1 label, numeric features.
@@ -263,8 +263,8 @@ def _finite(measured: "pandas.DataFrame", path: str) -> np.ndarray:
     """Features as float32 [n, F]."""
     with np.errstate(over="ignore"):
         features = measured.to_numpy(dtype=np.float64).astype(np.float32)
-    broken = [column for column, finite in zip(measured.columns, np.isfinite(features).all(axis=0), strict=True) if not finite]
-    if broken:
+    broken = measured.columns[np.flatnonzero(~np.isfinite(features).all(axis=0))]
+    if len(broken):
         raise DataError(
             f"{path} has infinite values, or values too large for float32, in {', '.join(map(repr, broken[:10]))}; mend or drop them"
         )

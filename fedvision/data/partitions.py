@@ -29,7 +29,7 @@ FORESEEN = (
 
 
 @partitions("environment")
-def environment(environments: np.ndarray, rng: np.random.Generator, environments_per_client: Count = 1) -> Parts:
+def environment(environments: np.ndarray, rng: np.random.Generator, *, environments_per_client: Count = 1) -> Parts:
     """One client per environment (domain, hospital, angle), in ascending order of the environments.
 
     Args:
@@ -39,6 +39,10 @@ def environment(environments: np.ndarray, rng: np.random.Generator, environments
 
     Raises:
         DataError: fewer environments than one client should get.
+
+    Example:
+        >>> environment(np.array([7, 2, 7, 5]), np.random.default_rng(0), environments_per_client=2)
+        [array([1, 3]), array([0, 2])]
     """
     known, number = np.unique(environments, return_inverse=True)
     if len(known) < environments_per_client:
@@ -51,7 +55,7 @@ def environment(environments: np.ndarray, rng: np.random.Generator, environments
 
 
 @partitions("iid")
-def iid(labels: np.ndarray, rng: np.random.Generator, clients: Count = 10) -> Parts:
+def iid(labels: np.ndarray, rng: np.random.Generator, *, clients: Count = 10) -> Parts:
     """Equal shares of the shuffled examples; sizes differ by one at most.
 
     In NumPy: flwr-datasets' ``IidPartitioner`` gives the same sizes, but only one client at a time,
@@ -65,6 +69,7 @@ def iid(labels: np.ndarray, rng: np.random.Generator, clients: Count = 10) -> Pa
 def dirichlet(
     labels: np.ndarray,
     rng: np.random.Generator,
+    *,
     clients: Count = 10,
     alpha: Positive = 0.5,
     min_size: Count = 1,
@@ -104,6 +109,7 @@ def dirichlet(
 def inner_dirichlet(
     labels: np.ndarray,
     rng: np.random.Generator,
+    *,
     clients: Count = 10,
     alpha: Positive = 0.5,
     sizes: tuple[Count, ...] | None = None,
@@ -142,7 +148,7 @@ def inner_dirichlet(
 
 
 @partitions("shards")
-def shards(labels: np.ndarray, rng: np.random.Generator, clients: Count = 10, shards_per_client: Count = 2) -> Parts:
+def shards(labels: np.ndarray, rng: np.random.Generator, *, clients: Count = 10, shards_per_client: Count = 2) -> Parts:
     """Label skew: the examples sorted by class are cut into equal shards, and each client draws some of them.
 
     The remainder of n / (clients * shards_per_client) examples goes to nobody.
@@ -164,6 +170,7 @@ def shards(labels: np.ndarray, rng: np.random.Generator, clients: Count = 10, sh
 def pathological(
     labels: np.ndarray,
     rng: np.random.Generator,
+    *,
     clients: Count = 10,
     classes_per_client: Count = 2,
     assignment: Literal["first-deterministic", "deterministic", "random"] = "first-deterministic",
@@ -204,7 +211,7 @@ def pathological(
 
 
 @partitions("linear-sizes")
-def linear_sizes(labels: np.ndarray, rng: np.random.Generator, clients: Count = 10) -> Parts:
+def linear_sizes(labels: np.ndarray, rng: np.random.Generator, *, clients: Count = 10) -> Parts:
     """Size skew: client i (from 1) holds a share proportional to i of the shuffled examples.
 
     Raises:
@@ -216,7 +223,7 @@ def linear_sizes(labels: np.ndarray, rng: np.random.Generator, clients: Count = 
 
 
 @partitions("square-sizes")
-def square_sizes(labels: np.ndarray, rng: np.random.Generator, clients: Count = 10) -> Parts:
+def square_sizes(labels: np.ndarray, rng: np.random.Generator, *, clients: Count = 10) -> Parts:
     """Size skew: client i (from 1) holds a share proportional to i squared of the shuffled examples.
 
     Raises:
@@ -228,7 +235,7 @@ def square_sizes(labels: np.ndarray, rng: np.random.Generator, clients: Count = 
 
 
 @partitions("exponential-sizes")
-def exponential_sizes(labels: np.ndarray, rng: np.random.Generator, clients: Count = 5) -> Parts:
+def exponential_sizes(labels: np.ndarray, rng: np.random.Generator, *, clients: Count = 5) -> Parts:
     """Size skew: client i (from 1) holds a share proportional to e to the power i of the shuffled examples.
 
     Raises:

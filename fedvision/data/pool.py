@@ -44,8 +44,13 @@ def deal(
     as one set, so that a client validates on the environments and classes that it trains on.
 
     Args:
+        name: the data set's, for tables and error messages.
+        pool: the examples.
+        partition: who gets which.
+        settings: of the partition.
         validation_fraction: share in [0, 1) of each client's examples that it validates on and does not train on;
             of no effect where the pool brings a validation set of its own.
+        rng: for the partition, and then for what clients hold back.
 
     Raises:
         DataError: a client would end up without a training example.

@@ -3,7 +3,7 @@
 Source: FedILC, arXiv 2205.09305, section 5. The constructions are in ``fedvision.data.digits``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,13 +19,13 @@ from fedvision.settings import Fraction, NonNegative
 
 @datasets("color-mnist")
 def color_mnist(
+    *,
     root: str,
     download: bool = False,
     color_flips: tuple[Fraction, ...] = COLOR_FLIPS,
     label_flip: Fraction = 0.0,
     test_color_flip: Fraction = 0.90,
     test_label_flip: Fraction = 0.15,
-    *,
     rng: np.random.Generator,
 ) -> Pool:
     """Color-MNIST with 5 environments: is the digit below 5, where color misleads; MNIST's files needed.
@@ -51,16 +51,24 @@ def color_mnist(
     with _from_files("MNIST", Path(root) / "MNIST" / "raw", files, download):
         mnist = MNIST(root, train=True, download=download)
     images = mnist.data[:, ::2, ::2].float() / 255
-    return color_environments(images, mnist.targets.long(), color_flips, label_flip, test_color_flip, test_label_flip, rng)
+    return color_environments(
+        images,
+        mnist.targets.long(),
+        color_flips=color_flips,
+        label_flip=label_flip,
+        test_color_flip=test_color_flip,
+        test_label_flip=test_label_flip,
+        rng=rng,
+    )
 
 
 @datasets("rotated-cifar10")
 def rotated_cifar10(
+    *,
     root: str,
     download: bool = False,
     angles: tuple[float, ...] = ANGLES,
     test_angle: NonNegative = 90.0,
-    *,
     rng: np.random.Generator,
 ) -> Pool:
     """Rotated-CIFAR10 with 9 environments, one an angle, for 3 silos of 3 environments; CIFAR-10's files needed.
@@ -90,7 +98,7 @@ def rotated_cifar10(
 
 
 @contextmanager
-def _from_files(name: str, folder: Path, files: dict[str, str | None], download: bool) -> Iterator[None]:
+def _from_files(name: str, folder: Path, files: Mapping[str, str | None], download: bool) -> Iterator[None]:
     """Turns torchvision's failures into one message: which files are missing or broken, and how to mend it."""
     try:
         yield
@@ -100,7 +108,7 @@ def _from_files(name: str, folder: Path, files: dict[str, str | None], download:
         raise DataError(f"{name} cannot be read from {folder}: {_faults(folder, files) or repr(error)}; {remedy}") from error
 
 
-def _faults(folder: Path, files: dict[str, str | None]) -> str:
+def _faults(folder: Path, files: Mapping[str, str | None]) -> str:
     """Which of the files are missing, and which differ from their MD5 sums where these are known."""
     from torchvision.datasets.utils import check_integrity
 

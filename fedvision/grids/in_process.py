@@ -68,9 +68,9 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Have the clients answer at once; the answers wait to be pulled."""
-        for reply in self.send_and_receive(messages):
-            self._answers[reply.metadata.reply_to_message_id] = reply
-            yield reply.metadata.reply_to_message_id
+        answers = {reply.metadata.reply_to_message_id: reply for reply in self.send_and_receive(messages)}
+        self._answers.update(answers)
+        return list(answers)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The answers to pushed messages, each once."""

@@ -67,13 +67,8 @@ class Classifier(Learner):
         outputs = self.outputs or (1 if spec.classes == 2 else spec.classes)
         if outputs < spec.classes and not (outputs == 1 and spec.classes == 2):
             raise ExperimentError(f"learner.outputs = {outputs} cannot tell {spec.classes} classes apart; leave it out")
-        if self.model == "mlp":
-            return xavier(MLP(spec.image_shape, (390, 390) if self.hidden is None else self.hidden, outputs, self.relu), rng)
-        if len(spec.image_shape) != 3:
-            raise ExperimentError(f"learner.model = {self.model!r} needs images, the data has inputs of shape {spec.image_shape}; use 'mlp'")
-        if self.model == "cnn":
-            return self._cnn(spec, outputs, rng)
-        return self._timm(spec, outputs, rng)
+        with global_generators(rng):  # torch's and timm's constructors know no others
+            return self._model(spec, outputs, rng)
 
     def loss(self, model: nn.Module, batch: Examples, progress: float, rng: torch.Generator) -> Loss:
         """Mean cross-entropy."""
@@ -90,6 +85,15 @@ class Classifier(Learner):
         """The last layer."""
         return model.classifier if isinstance(model, MLP | CNN) else model.get_classifier()  # type: ignore
 
+    def _model(self, spec: Spec, outputs: int, rng: torch.Generator) -> nn.Module:
+        if self.model == "mlp":
+            return xavier(MLP(spec.image_shape, (390, 390) if self.hidden is None else self.hidden, outputs, self.relu), rng)
+        if len(spec.image_shape) != 3:
+            raise ExperimentError(f"learner.model = {self.model!r} needs images, the inputs have shape {spec.image_shape}; use 'mlp'")
+        if self.model == "cnn":
+            return self._cnn(spec, outputs, rng)
+        return self._timm(spec, outputs)
+
     def _cnn(self, spec: Spec, outputs: int, rng: torch.Generator) -> nn.Module:
         widths = (64, 128, 128) if self.hidden is None else self.hidden
         if len(widths) != 3 or any(width % 8 for width in widths):
@@ -98,12 +102,12 @@ class Classifier(Learner):
             raise ExperimentError(f"learner.model = 'cnn' needs images of at least 14x14, the data has {spec.image_shape[1:]}; use 'mlp'")
         return xavier(CNN(spec.image_shape, widths, outputs), rng)
 
-    def _timm(self, spec: Spec, outputs: int, rng: torch.Generator) -> nn.Module:
+    def _timm(self, spec: Spec, outputs: int) -> nn.Module:
         import timm
 
         if not timm.is_model(self.model):
-            raise ExperimentError(f"unknown learner.model {self.model!r}; {nearest(self.model, ['mlp', 'cnn', *timm.list_models()])[:200]} ...")
+            hint = nearest(self.model, ["mlp", "cnn", *timm.list_models()])[:200]
+            raise ExperimentError(f"unknown learner.model {self.model!r}; {hint} ...")
         if self.hidden is not None:
             raise ExperimentError(f"learner.hidden does not apply to the timm model {self.model!r}; leave it out")
-        with global_generators(rng):
-            return timm.create_model(self.model, num_classes=outputs, in_chans=spec.image_shape[0])  # type: ignore[no-any-return]
+        return timm.create_model(self.model, num_classes=outputs, in_chans=spec.image_shape[0])  # type: ignore[no-any-return]

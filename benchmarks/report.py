@@ -1,0 +1,339 @@
+"""What a bench reports: tables with statistics, costs, figures; on the terminal, as Markdown, CSV and LaTeX."""
+
+import math
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import figures
+from benchmarks.bench import Results
+from benchmarks.runs import Run
+from benchmarks.statistics import Summary, summarize
+from benchmarks.suite import Cell, Column, Report, Suite, Sweep
+from server.folder import RunFolder, write_atomically
+
+Selection = Callable[[pd.DataFrame], int]
+
+
+def lowest(column: str) -> Selection:
+    """The round, of those after training began, in which ``column`` is lowest; the last if it was never measured."""
+
+    def select(rounds: pd.DataFrame) -> int:
+        trained = rounds[column].iloc[1:].dropna()
+        return int(trained.index[trained.argmin()]) if len(trained) else len(rounds) - 1
+
+    return select
+
+
+SELECTIONS: dict[str, Selection] = {
+    "paper": lowest("test_loss"),
+    "honest": lowest("validation_loss"),
+    "last": lambda rounds: len(rounds) - 1,
+}
+"""How the round that is reported is chosen. ``paper``: where the test loss is lowest, as the FedILC paper does, which
+peeks at the test set; ``honest``: where the silos' validation loss is lowest; ``last``: no choice at all."""
+
+HEADINGS = {"paper": "lowest test loss", "honest": "silo validation", "last": "last round"}
+FEW = 2
+"""So many runs at least make a band or an interval."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A report on one experiment: for each row, a summary under each selection, and the published number."""
+
+    report: Report
+    column: str
+    title: str
+    rows: dict[str, dict[str, Summary]]
+    published: dict[str, tuple[float, float]]
+    missing: dict[str, int]
+
+
+class Rounds:
+    """The tables of rounds of a bench's finished cells, each read once."""
+
+    def __init__(self, results: Results) -> None:
+        self._results = results
+        self._read: dict[Path, pd.DataFrame] = {}
+
+    def __call__(self, cell: Cell) -> pd.DataFrame | None:
+        """The rounds of a cell; None if it has not finished."""
+        path = self._results.folder(cell)
+        if path not in self._read:
+            if not RunFolder(path).finished:
+                return None
+            self._read[path] = Run(path).rounds
+        return self._read[path]
+
+    def of(self, column: str, row: str, swept: tuple[str, float] | None = None) -> list[pd.DataFrame]:
+        """The rounds of every finished seed of one spot of the suite."""
+        cells = [cell for cell in self._results.suite.cells if (cell.column, cell.row, cell.swept) == (column, row, swept)]
+        return [rounds for cell in cells if (rounds := self(cell)) is not None]
+
+
+def blocks(suite: Suite, rounds: Rounds) -> Iterator[Block]:
+    """Every table of the suite, experiment by experiment, where there is something to show."""
+    for report in suite.tables:
+        for column in report.columns or tuple(suite.experiments):
+            if column not in suite.experiments:
+                continue
+            shown = [row for row in report.rows or tuple(suite.strategies) if row in suite.strategies]
+            block = _block(report, column, suite.experiments[column], {row: rounds.of(column, row) for row in shown}, suite.seeds)
+            if block.rows:
+                yield block
+
+
+def _block(report: Report, name: str, column: Column, tables: dict[str, list[pd.DataFrame]], seeds: int) -> Block:
+    rows: dict[str, dict[str, Summary]] = {}
+    complete = {row: runs for row, runs in tables.items() if len(runs) == seeds}
+    for selection, select in SELECTIONS.items():
+        values = {
+            row: tuple(report.scale * float(run[report.metric].iloc[select(run)]) for run in runs)
+            for row, runs in complete.items()
+            if all(report.metric in run for run in runs)
+        }
+        measured = {row: some for row, some in values.items() if some and not any(map(math.isnan, some))}
+        for row, summary in summarize(measured, report.better == "lower").items() if measured else ():
+            rows.setdefault(row, {})[selection] = summary
+    published = {row: (mean, std) for row, (mean, std) in column.paper.get(report.metric, {}).items()}
+    missing = {row: seeds - len(runs) for row, runs in tables.items() if len(runs) < seeds}
+    return Block(report, name, column.title, rows, published, missing)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one row needs to reach an experiment's target, in the mean over the seeds that reach it."""
+
+    row: str
+    reached: int
+    seeds: int
+    rounds: float
+    megabytes: float
+
+
+def costs(suite: Suite, rounds: Rounds) -> dict[str, list[Cost]]:
+    """For each experiment with a target: rounds, and megabytes sent both ways by all clients, until it is reached."""
+    result: dict[str, list[Cost]] = {}
+    for name, column in suite.experiments.items():
+        if column.target is None:
+            continue
+        lower = column.target.metric.endswith("loss")
+        for row in suite.strategies:
+            hits = []
+            for run in rounds.of(name, row):
+                values = run[column.target.metric]
+                reached = (values <= column.target.value) if lower else (values >= column.target.value)
+                if reached.any():
+                    until = run.loc[: reached.idxmax()]
+                    hits.append((len(until) - 1, (until["bytes_up"] + until["bytes_down"]).sum() / 1e6))
+            table = pd.DataFrame(hits, columns=["rounds", "megabytes"])
+            means = (float(table["rounds"].mean()), float(table["megabytes"].mean())) if hits else (math.nan, math.nan)
+            result.setdefault(name, []).append(Cost(row, len(hits), suite.seeds, *means))
+    return result
+
+
+def write(results: Results) -> list[Path]:
+    """Write ``report.md``, ``report.csv``, ``report.tex`` and the figures; returns their paths, pictures last."""
+    rounds, suite = Rounds(results), results.suite
+    found = list(blocks(suite, rounds))
+    pictures = list(_figures(results, rounds))
+    texts = {
+        "report.md": markdown(results, found, costs(suite, rounds), pictures),
+        "report.csv": csv(suite, found),
+        "report.tex": latex(suite, found),
+    }
+    for name, text in texts.items():
+        write_atomically(results.path / name, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
+    return [*(results.path / name for name in texts), *pictures]
+
+
+def print_tables(console: Console, results: Results) -> None:
+    """Print the tables of a bench."""
+    suite, rounds = results.suite, Rounds(results)
+    for block in blocks(suite, rounds):
+        table = Table(title=f"{block.report.title}: {block.title}", title_justify="left", title_style="bold")
+        table.add_column("strategy")
+        columns = [*(["published"] if block.published else []), *HEADINGS.values()]
+        for heading in columns:
+            table.add_column(heading, justify="right")
+        for row, summaries in block.rows.items():
+            cells = [_marked(summaries.get(selection), "[bold]", "[/]") for selection in HEADINGS]
+            published = [_published(block, row)] if block.published else []
+            table.add_row(suite.strategies[row].label, *published, *cells)
+        console.print(table)
+    console.print(f"{_plural(suite.seeds, 'paired seed')}; mean ± std; best in bold; ≈ cannot be told apart from the best", highlight=False)
+    for cell, reason in results.failures.items():
+        console.print(f"[red]{cell}[/]: {reason}", soft_wrap=True)
+
+
+def markdown(results: Results, found: list[Block], spent: dict[str, list[Cost]], pictures: list[Path]) -> str:
+    """The whole report as Markdown."""
+    suite = results.suite
+    lines = [f"# {suite.title}", "", *_preamble(suite), ""]
+    for block in found:
+        lines += [f"## {block.report.title}: {block.title}", "", *_markdown_table(suite, block), ""]
+    for column, entries in spent.items():
+        lines += [f"## Cost: {suite.experiments[column].title}", "", *_cost_table(suite, column, entries), ""]
+    if results.failures:
+        lines += ["## Not computed, or not as asked", "", *(f"- `{cell}`: {reason}" for cell, reason in results.failures.items()), ""]
+    lines += [f"![{path.stem}]({path.relative_to(results.path)})\n" for path in pictures]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def csv(suite: Suite, found: list[Block]) -> str:
+    """One line a table, experiment, strategy and selection, with every number."""
+    records = [
+        {
+            "table": block.report.title,
+            "metric": block.report.metric,
+            "scale": block.report.scale,
+            "experiment": block.column,
+            "strategy": row,
+            "selection": selection,
+            "mean": summary.mean,
+            "std": summary.std,
+            "ci_low": summary.low,
+            "ci_high": summary.high,
+            "p_holm": summary.p,
+            "best": summary.best,
+            "tied_with_best": summary.tied,
+            "published_mean": block.published.get(row, (math.nan, math.nan))[0],
+            "published_std": block.published.get(row, (math.nan, math.nan))[1],
+            **{f"seed{i}": value for i, value in enumerate(summary.values)},
+        }
+        for block in found
+        for row, summaries in block.rows.items()
+        for selection, summary in summaries.items()
+    ]
+    return pd.DataFrame(records).to_csv(index=False) if records else ""
+
+
+def latex(suite: Suite, found: list[Block]) -> str:
+    """One ``tabular`` a table; needs the package booktabs."""
+    parts = []
+    for block in found:
+        columns = [*(["published"] if block.published else []), *SELECTIONS]
+        lines = [
+            f"% {block.report.title}: {block.title}",
+            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+            r"\toprule",
+            " & ".join(["strategy", *columns]) + r" \\",
+            r"\midrule",
+        ]
+        for row, summaries in block.rows.items():
+            cells = [_marked(summaries.get(selection), r"\textbf{", "}") for selection in SELECTIONS]
+            published = [_published(block, row)] if block.published else []
+            lines.append(" & ".join([suite.strategies[row].label, *published, *cells]) + r" \\")
+        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
+    text = "\n\n".join(parts)
+    return text.replace("±", r"$\pm$").replace("≈", r"$\approx$").replace("–", "--") + "\n"
+
+
+def _preamble(suite: Suite) -> list[str]:
+    return [
+        f"{_plural(suite.seeds, 'paired seed')}: a seed fixes the data, their split and the initial weights for all rows alike.",
+        "Mean ± standard deviation [95% bootstrap interval of the mean]. **Bold**: best mean. ≈: cannot be told apart from the best at the",
+        "5% level (paired t-test, Holm-corrected within the column). The columns differ in how the reported round is chosen:",
+        "*lowest test loss* is the paper's protocol and peeks at the test set; *silo validation* is honest; *last round* chooses nothing.",
+        "*Published* numbers are the source's own, on its own data. MB are 10^6 bytes.",
+        f"Computed on {platform.machine()}, torch {torch.__version__}, one thread a run.",
+    ]
+
+
+def _markdown_table(suite: Suite, block: Block) -> list[str]:
+    headings = ["strategy", *(["published"] if block.published else []), *HEADINGS.values()]
+    lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
+    for row, summaries in block.rows.items():
+        cells = [_marked(summaries.get(selection), "**", "**", interval=True) for selection in HEADINGS]
+        published = [_published(block, row)] if block.published else []
+        lines.append("| " + " | ".join([suite.strategies[row].label, *published, *cells]) + " |")
+    absent = [f"{suite.strategies[row].label} ({_plural(number, 'run')} missing)" for row, number in block.missing.items()]
+    return lines + (["", f"Left out: {', '.join(absent)}."] if absent else [])
+
+
+def _cost_table(suite: Suite, column: str, entries: list[Cost]) -> list[str]:
+    target = suite.experiments[column].target
+    assert target is not None, "only experiments with a target have costs"
+    sign = "at most" if target.metric.endswith("loss") else "at least"
+    lines = [
+        f"Until {target.metric.replace('_', ' ')} is {sign} {target.value:g}; megabytes are array data up and down, all clients together.",
+        "",
+        "| strategy | runs that reach it | rounds | MB |",
+        "|---|---:|---:|---:|",
+    ]
+    for cost in entries:
+        numbers = (f"{cost.rounds:.1f}", f"{cost.megabytes:.0f}") if cost.reached else ("–", "–")
+        lines.append(f"| {suite.strategies[cost.row].label} | {cost.reached} of {cost.seeds} | {numbers[0]} | {numbers[1]} |")
+    return lines
+
+
+def _marked(summary: Summary | None, bold: str, end: str, interval: bool = False) -> str:
+    if summary is None:
+        return "–"
+    digits = 3 if abs(summary.mean) < 100 else 1
+    text = f"{summary.mean:.{digits}f} ± {summary.std:.{digits}f}"
+    if interval and len(summary.values) >= FEW:
+        text += f" [{summary.low:.{digits}f}, {summary.high:.{digits}f}]"
+    if summary.best:
+        return f"{bold}{text}{end}"
+    return f"≈ {text}" if summary.tied else text
+
+
+def _published(block: Block, row: str) -> str:
+    if row not in block.published:
+        return "–"
+    mean, std = block.published[row]
+    return f"{mean:.3f} ± {std:.3f}"
+
+
+def _figures(results: Results, rounds: Rounds) -> Iterator[Path]:
+    suite, home = results.suite, results.path / "figures"
+    for column in suite.experiments:
+        runs = {suite.strategies[row].label: rounds.of(column, row) for row in suite.strategies}
+        runs = {label: some for label, some in runs.items() if some}
+        if not runs:
+            continue
+        metrics = {"test_loss": "test loss", "test_accuracy": "test accuracy"}
+        yield figures.save(figures.comparison(runs, metrics, suite.experiments[column].title), home / f"{column}-curves.png")
+        environments = _environments(runs)
+        if environments:
+            yield figures.save(figures.environments(environments, suite.experiments[column].title), home / f"{column}-environments.png")
+    for number, sweep in enumerate(suite.sweeps, 1):
+        lines = _swept(suite, sweep, rounds)
+        if lines:
+            yield figures.save(figures.sweep(lines, sweep), home / f"sweep{number}-{sweep.key.split('.')[-1]}.png")
+
+
+def _environments(runs: dict[str, list[pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+    """Label -> accuracies, one row a seed and one column an environment, at the honest round."""
+    result = {}
+    for label, tables in runs.items():
+        names = [str(name) for name in tables[0] if str(name).startswith("validation_environment")]
+        if len(names) >= FEW:
+            picked = [run[names].iloc[SELECTIONS["honest"](run)] for run in tables]
+            result[label] = pd.DataFrame(picked).rename(columns=lambda name: name.removeprefix("validation_environment").split("_")[0])
+    return result
+
+
+def _swept(suite: Suite, sweep: Sweep, rounds: Rounds) -> dict[str, pd.DataFrame]:
+    """Label -> values of the metric at the paper's round, one row a seed and one column a swept value."""
+    result = {}
+    if sweep.column not in suite.experiments:
+        return {}
+    for row in sweep.rows:
+        tables = {value: rounds.of(sweep.column, row, (sweep.key, value)) for value in sweep.values} if row in suite.strategies else {}
+        columns = {value: [run[sweep.metric].iloc[SELECTIONS["paper"](run)] for run in runs] for value, runs in tables.items() if runs}
+        if columns and len({len(column) for column in columns.values()}) == 1:
+            result[suite.strategies[row].label] = pd.DataFrame(columns)
+    return result
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,258 @@
+"""A suite: which experiments are compared under which strategies, seeds and swept values, and what is reported."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Len
+
+from fedvision import registry, settings
+from fedvision.errors import ExperimentError
+from fedvision.experiment import Experiment, merged
+from fedvision.settings import Count
+
+SUITES = Path(__file__).parent / "suites"
+
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the tables: one strategy.
+
+    Attributes:
+        strategy: what stands in the experiment's ``[strategy]`` table, ``name`` at least.
+        label: how the tables call it.
+    """
+
+    strategy: Table
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One experiment of a suite.
+
+    Attributes:
+        experiment: a file or a bundled name.
+        title: how the tables call it.
+        set: overrides by dotted key.
+        offer: strategy settings for every row whose strategy has them, such as the server's optimizer.
+        real: the experiment on the real data that this one stands in for, used once ``data.root`` is set.
+        real_set: overrides for that one; ``{root}`` stands for the folder.
+        paper: metric -> row -> published (mean, standard deviation).
+        target: what a run has to reach, for the cost table.
+    """
+
+    experiment: str
+    title: str
+    set: Table = field(default_factory=dict)
+    offer: Table = field(default_factory=dict)
+    real: str | None = None
+    real_set: Table = field(default_factory=dict)
+    paper: dict[str, dict[str, Annotated[tuple[float, ...], Len(2, 2)]]] = field(default_factory=dict)
+    target: "Target | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A value of a metric to reach; ``fedvision bench`` reports the rounds and bytes it takes."""
+
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One table: a metric of several experiments.
+
+    Attributes:
+        title: above the table.
+        metric: a column of the rounds.
+        columns: which experiments, all if none are named.
+        rows: which strategies, all if none are named.
+        scale: what the values are multiplied by, e.g. 1000.
+        better: whether lower or higher is better.
+    """
+
+    title: str
+    metric: str
+    columns: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    scale: float = 1.0
+    better: Literal["lower", "higher"] = "lower"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """One setting varied, everything else as in the suite.
+
+    Attributes:
+        title: of the figure.
+        column: which experiment.
+        rows: which strategies.
+        key: dotted key of the setting.
+        values: its values.
+        metric: what is drawn.
+    """
+
+    title: str
+    column: str
+    rows: tuple[str, ...]
+    key: str
+    values: tuple[float, ...]
+    metric: str = "test_loss"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a suite."""
+
+    column: str
+    row: str
+    seed: int
+    swept: tuple[str, float] | None
+    experiment: Experiment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Experiments x strategies x seeds x swept values.
+
+    Attributes:
+        name: of the suite; its results are kept in ``bench/<name>``.
+        title: above the report.
+        seeds: how many seeds, 0, 1, ...; the same for every row, so that rows can be compared in pairs.
+        strategies: the rows, by name.
+        experiments: the columns, by name.
+        tables: what is reported.
+        sweeps: what is varied.
+        quick: overrides of this suite's own keys for ``--quick``.
+    """
+
+    name: str
+    title: str
+    seeds: Count
+    strategies: dict[str, Row]
+    experiments: dict[str, Column]
+    tables: list[Report]
+    sweeps: list[Sweep] = field(default_factory=list)
+    quick: Table = field(default_factory=dict)
+    overrides: Table = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, suite: str | Path, quick: bool = False, seeds: int | None = None, overrides: Mapping[str, Any] | None = None) -> "Suite":
+        """A suite from a file or a bundled name.
+
+        Args:
+            suite: path of a TOML file, or the name of a bundled suite.
+            quick: apply the suite's ``[quick]`` table.
+            seeds: instead of the suite's own number.
+            overrides: for every experiment, by dotted key; a strategy setting applies to the rows that have it.
+
+        Raises:
+            ExperimentError: no such suite, or something wrong in it.
+        """
+        path = locate(suite)
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ExperimentError(f"{path}: cannot be read as a suite: {error}") from error
+        if quick:
+            tables = _refined(tables, tables.get("quick", {}))
+        if seeds is not None:
+            tables["seeds"] = seeds
+        loaded = cls(**settings.resolve(cls, tables, str(suite), without=frozenset({"overrides"})))
+        return replace(loaded, overrides=dict(overrides or {}))._checked()
+
+    def only(self, names: Sequence[str]) -> "Suite":
+        """This suite with only the rows and columns in ``names``; naming no row (or no column) keeps them all."""
+        for name in names:
+            if name not in (known := [*self.strategies, *self.experiments]):
+                raise ExperimentError(f"--only {name}: no strategy or experiment of {self.name!r}; {settings.nearest(name, known)}")
+        rows = {name: row for name, row in self.strategies.items() if name in names} or self.strategies
+        columns = {name: column for name, column in self.experiments.items() if name in names} or self.experiments
+        return replace(self, strategies=rows, experiments=columns)
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """Every run that the suite needs; those of several seeds come seed by seed, so that all rows fill up together."""
+        plan: list[tuple[str, str, tuple[str, float] | None]]
+        plan = [(column, row, None) for column in self.experiments for row in self.strategies]
+        for sweep in self.sweeps:
+            if sweep.column in self.experiments:
+                plan += [(sweep.column, row, (sweep.key, value)) for row in sweep.rows if row in self.strategies for value in sweep.values]
+        return [self._cell(*spot, seed) for seed in range(self.seeds) for spot in plan]
+
+    def _cell(self, column: str, row: str, swept: tuple[str, float] | None, seed: int) -> Cell:
+        asked, strategy = self.experiments[column], self.strategies[row].strategy
+        known = known_settings(strategy["name"])
+        base, chosen = self._base(asked)
+        base["strategy"] = {**{key: value for key, value in asked.offer.items() if key in known}, **strategy}
+        everywhere = {key: value for key, value in self.overrides.items() if key != "data.root" and _applies(key, known)}
+        overrides = {"seed": seed, "tensorboard": False, **chosen, **everywhere, **(dict([swept]) if swept else {})}
+        experiment = Experiment.from_tables(merged(base, overrides), f"{self.name}/{column}/{row}")
+        return Cell(column, row, seed, swept, experiment)
+
+    def _base(self, column: Column) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The tables of a column's experiment, and the column's overrides; on real data once ``data.root`` says where."""
+        root = self.overrides.get("data.root")
+        if root is None or column.real is None:
+            return Experiment.load(column.experiment).tables(), column.set
+        placed = {key: value.format(root=root) if isinstance(value, str) else value for key, value in column.real_set.items()}
+        return Experiment.load(column.real).tables(), placed
+
+    def _checked(self) -> "Suite":
+        for report in self.tables:
+            _known(report.columns, self.experiments, f"{self.name}.tables: column")
+            _known(report.rows, self.strategies, f"{self.name}.tables: row")
+        for sweep in self.sweeps:
+            _known([sweep.column], self.experiments, f"{self.name}.sweeps: column")
+            _known(sweep.rows, self.strategies, f"{self.name}.sweeps: row")
+        for key in self.overrides:
+            if not any(_applies(key, known_settings(row.strategy["name"])) for row in self.strategies.values()):
+                raise ExperimentError(f"--set {key}: none of the suite's strategies has that setting")
+        return self
+
+
+def known_settings(strategy: str) -> set[str]:
+    """The settings of a strategy by registered or dotted name."""
+    return set(settings.parameters(registry.strategies.find(strategy)))
+
+
+def bundled() -> dict[str, Path]:
+    """The suites that come with FedVision, by name."""
+    return {path.stem: path for path in sorted(SUITES.glob("*.toml"))}
+
+
+def locate(suite: str | Path) -> Path:
+    """The file of a suite given by path or bundled name."""
+    if Path(suite).is_file():
+        return Path(suite)
+    if str(suite) in bundled():
+        return bundled()[str(suite)]
+    raise ExperimentError(f"no suite {str(suite)!r}: neither a file nor a bundled suite; {settings.nearest(str(suite), list(bundled()))}")
+
+
+def _refined(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``table`` with ``changes`` laid over it, tables within tables likewise."""
+    laid = {
+        key: _refined(table[key], change) if isinstance(change, Mapping) and isinstance(table.get(key), Mapping) else change
+        for key, change in changes.items()
+    }
+    return {**table, **laid}
+
+
+def _applies(key: str, known: set[str]) -> bool:
+    """Whether a dotted key is for an experiment whose strategy has the settings ``known``."""
+    table, _, rest = key.partition(".")
+    return table != "strategy" or rest.split(".")[0] in known
+
+
+def _known(names: Sequence[str], known: Mapping[str, Any], where: str) -> None:
+    for name in names:
+        if name not in known:
+            raise ExperimentError(f"{where} {name!r} is not in the suite; {settings.nearest(name, list(known))}")

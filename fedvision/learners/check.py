@@ -1,0 +1,237 @@
+"""The conformance suite of learners: what federated training relies on, as a function anyone can run on their own class.
+
+>>> check_learner("classifier")
+"""
+
+import random
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import tomli_w
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+
+from fedvision import settings
+from fedvision.data.examples import IMAGE, LABEL, Examples
+from fedvision.data.federated import Spec
+from fedvision.learners.learner import Learner
+from fedvision.metrics import Metrics, total
+from fedvision.registry import learners
+from fedvision.seeds import generator, global_generators
+
+
+def check_learner(learner: Learner | str, examples: Examples | None = None, spec: Spec | None = None) -> None:
+    """Hold a learner to its contract.
+
+    Args:
+        learner: a learner, or a registered or dotted name, built with its default settings.
+        examples: five or more training examples that the learner can learn from; random color images with labels if not given.
+        spec: of the data that the examples come from; read off them if not given.
+
+    Raises:
+        AssertionError: the learner breaks the contract; the message says how.
+    """
+    learner = learners.find(learner)() if isinstance(learner, str) else learner
+    examples = _images() if examples is None else examples
+    spec = spec or Spec(tuple(examples.image.shape[1:]), max(int(examples.label.max()) + 1, 2))
+    for check in CHECKS:
+        check(Case(learner, examples, spec))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A learner under test, and the data it is tested on."""
+
+    learner: Learner
+    examples: Examples
+    spec: Spec
+
+    @property
+    def name(self) -> str:
+        """Of the learner's class."""
+        return type(self.learner).__name__
+
+    def model(self, purpose: str = "model") -> nn.Module:
+        """A model, always the same for the same purpose."""
+        return self.learner.build(self.spec, generator(0, purpose))
+
+    def view(self) -> Examples:
+        """The examples as the loss sees them."""
+        return self.learner.train_view(self.examples, generator(0, "view"))
+
+    def loss(self, model: Callable[..., Any], batch: Examples, progress: float = 0.5, purpose: str = "loss") -> Tensor:
+        """The loss, with generators lent as a client lends them."""
+        rng = generator(0, purpose)
+        with global_generators(rng):
+            return self.learner.loss(model, batch, progress, rng).total  # type: ignore[arg-type]
+
+
+def settings_come_from_a_file(case: Case) -> None:
+    """A learner is a frozen dataclass with a summary, whose settings survive being written to TOML."""
+    kind = type(case.learner)
+    assert is_dataclass(kind) and kind.__dataclass_params__.frozen, f"{case.name} is not a frozen dataclass"  # type: ignore[attr-defined]
+    assert (kind.__doc__ or "").strip().split("\n")[0], f"{case.name}'s docstring has no first line to list it by"
+    values = {f.name: getattr(case.learner, f.name) for f in fields(kind)}
+    written = tomli_w.dumps({name: value for name, value in values.items() if value is not None})
+    resolved = settings.resolve(kind, tomllib.loads(written), "learner")
+    assert kind(**resolved) == case.learner, f"{case.name} written to TOML and read again is {resolved}, not {values}"
+
+
+def building_depends_on_the_generator_alone(case: Case) -> None:
+    """The same generator gives the same weights, whatever the global generators hold; another gives others."""
+    with _untouched(f"{case.name}.build"):
+        first = case.model().state_dict()
+    with global_generators(generator(1, "elsewhere")):
+        second = case.model().state_dict()
+    assert _same(first, second), f"{case.name}.build gives other weights for the same generator"
+    params = dict(case.model().named_parameters())
+    other = dict(case.model("another model").named_parameters())
+    assert any(param.requires_grad for param in params.values()), f"{case.name} has nothing to train"
+    assert not _same(params, other), f"{case.name}.build does not draw its weights from the generator"
+    odd = [name for name, tensor in first.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    assert not odd, f"{case.name}.build gives {odd} values that are not finite"
+
+
+def views_leave_the_examples_alone(case: Case) -> None:
+    """A training view has as many examples, is drawn from the generator, and changes nothing in place."""
+    before = {name: values.clone() for name, values in case.examples.fields.items()}
+    with _untouched(f"{case.name}.train_view"):
+        view = case.view()
+    assert len(view) == len(case.examples), f"{case.name}.train_view makes {len(view)} examples of {len(case.examples)}"
+    assert _same(before, dict(case.examples.fields)), f"{case.name}.train_view changes the examples in place"
+    assert _same(dict(view.fields), dict(case.view().fields)), f"{case.name}.train_view differs for the same generator"
+
+
+def the_loss_can_be_minimized(case: Case) -> None:
+    """The loss is a finite scalar at any time of the training, and some parameter moves it."""
+    model, batch = case.model().train(), case.view()
+    for progress in (0.0, 0.5, 1.0):
+        with _untouched(f"{case.name}.loss"):
+            loss = case.loss(model, batch, progress)
+        assert loss.shape == (), f"{case.name}.loss is of shape {tuple(loss.shape)}, expected a scalar"
+        assert loss.isfinite(), f"{case.name}.loss is {loss.item()} at progress {progress}"
+    params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    slopes = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
+    odd = [name for name, slope in zip(params, slopes, strict=True) if not slope.isfinite().all()]
+    assert not odd, f"{case.name}.loss has gradients of {odd} that are not finite"
+    assert any(slope.any() for slope in slopes), f"{case.name}.loss does not depend on any parameter"
+
+
+def the_loss_repeats(case: Case) -> None:
+    """The same model, batch and generator give the same loss; computing it changes neither weights nor batch."""
+    model, batch = case.model().train(), case.view()
+    params, fields_before = _copied(dict(model.named_parameters())), _copied(dict(batch.fields))
+    first = case.loss(model, batch)
+    assert _same(params, dict(model.named_parameters())), f"{case.name}.loss changes the model's parameters"
+    assert _same(fields_before, dict(batch.fields)), f"{case.name}.loss changes the batch in place"
+    with global_generators(generator(1, "elsewhere")):
+        second = case.loss(case.model().train(), batch)
+    assert torch.equal(first, second), f"{case.name}.loss is {first.item()}, then {second.item()} for the same generator"
+
+
+def the_parts_of_the_loss_are_numbers(case: Case) -> None:
+    """Every named term is a finite scalar."""
+    rng = generator(0, "loss")
+    with global_generators(rng):
+        loss = case.learner.loss(case.model().train(), case.view(), 0.5, rng)
+    odd = [name for name, part in loss.parts.items() if part.shape != () or not part.isfinite()]
+    assert not odd, f"{case.name}.loss has parts {odd} that are not finite scalars"
+
+
+def the_loss_takes_anything_called_like_the_model(case: Case) -> None:
+    """The loss is a function of the parameters: ``torch.func`` differentiates it as autograd does."""
+    model, batch = case.model().eval(), case.view()
+    params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+
+    def loss_at(values: dict[str, Tensor]) -> Tensor:
+        return case.loss(lambda *inputs, **options: functional_call(model, values, inputs, options), batch)
+
+    slopes = torch.autograd.grad(case.loss(model, batch), list(params.values()), materialize_grads=True)
+    functional = grad(loss_at)({name: param.detach() for name, param in params.items()})
+    odd = [name for name, slope in zip(params, slopes, strict=True) if not torch.allclose(slope, functional[name], rtol=1e-3, atol=1e-6)]
+    assert not odd, f"{case.name}.loss through torch.func.functional_call has other gradients of {odd}"
+
+
+def metrics_add(case: Case) -> None:
+    """The metrics of two halves add up to those of the whole; evaluating changes nothing in the model."""
+    model = case.model().eval()
+    before, half = _copied(model.state_dict()), len(case.examples) // 2
+    with torch.inference_mode(), _untouched(f"{case.name}.evaluate"):
+        whole = case.learner.evaluate(model, case.examples)
+        halves = total(case.learner.evaluate(model, part) for part in (case.examples[:half], case.examples[half:]))
+    assert isinstance(whole, Metrics) and whole.count == len(case.examples), f"{case.name}.evaluate does not count its examples"
+    assert "loss" in whole.sums, f"{case.name}.evaluate measures {sorted(whole.sums)}, no loss"
+    for name, value in whole.result().items():
+        other = halves.result().get(name, float("nan"))
+        assert np.isclose(value, other, rtol=1e-4, atol=1e-6, equal_nan=True), f"{case.name}: {name} is {value}, or {other} in two halves"
+    assert np.isfinite(whole.result()["loss"]), f"{case.name}.evaluate gives the loss {whole.result()['loss']}"
+    assert _same(before, model.state_dict()), f"{case.name}.evaluate changes the model"
+
+
+def one_example_is_enough(case: Case) -> None:
+    """A batch of one works: the last batch of a client may hold no more. (BatchNorm cannot train on it.)"""
+    model, one = case.model(), case.examples[:1]
+    normalized = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    loss = case.loss(model.train(not normalized), case.learner.train_view(one, generator(0, "view")))
+    assert loss.isfinite(), f"{case.name}.loss of one example is {loss.item()}"
+    with torch.inference_mode():
+        count = case.learner.evaluate(model.eval(), one).count
+    assert count == 1, f"{case.name}.evaluate counts {count} examples in a batch of one"
+
+
+def the_head_is_part_of_the_model(case: Case) -> None:
+    """The head is a module of the model with parameters, or None."""
+    model = case.model()
+    head = case.learner.head(model)
+    if head is not None:
+        assert any(module is head for module in model.modules()), f"{case.name}.head is not a module of the model"
+        assert any(True for _ in head.parameters()), f"{case.name}.head has no parameters"
+
+
+CHECKS: tuple[Callable[[Case], None], ...] = (
+    settings_come_from_a_file,
+    building_depends_on_the_generator_alone,
+    views_leave_the_examples_alone,
+    the_loss_can_be_minimized,
+    the_loss_repeats,
+    the_parts_of_the_loss_are_numbers,
+    the_loss_takes_anything_called_like_the_model,
+    metrics_add,
+    one_example_is_enough,
+    the_head_is_part_of_the_model,
+)
+"""What ``check_learner`` checks, in order."""
+
+
+def _images() -> Examples:
+    """Six random images [6, 3, 16, 16] of three classes."""
+    images = torch.rand(6, 3, 16, 16, generator=generator(0, "images"))
+    return Examples({IMAGE: images, LABEL: torch.tensor([0, 1, 2, 0, 1, 2])})
+
+
+@contextmanager
+def _untouched(what: str) -> Iterator[None]:
+    """The global generators are, after the block, what they were before it."""
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    yield
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    drawn = {
+        "torch": not torch.equal(before[0], after[0]),
+        "random": before[1] != after[1],
+        "numpy": not (np.array_equal(before[2][1], after[2][1]) and before[2][2] == after[2][2]),  # type: ignore[index]
+    }
+    names = [name for name, moved in drawn.items() if moved]
+    assert not names, f"{what} draws from the global generator of {', '.join(names)}; draw from the generator it is given"
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
