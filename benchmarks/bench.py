@@ -3,21 +3,23 @@
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from pathlib import Path
 from queue import Empty
+from threading import Event, Thread
 from typing import Any
 
 from benchmarks.suite import Cell, Suite
 from fedvision.errors import FedVisionError
 from fedvision.experiment import Experiment
 
-ATTEMPTS = 2
-"""How often a cell is tried whose worker process died."""
+DIED = "its worker process died twice (killed, or out of memory); run the same command again"
 
 Progress = Callable[[str, int], None]
 """(cell's folder name, rounds done)"""
@@ -50,6 +52,8 @@ def folder(path: Path, experiment: Experiment) -> Path:
 def bench(suite: Suite, path: Path, jobs: int | None = None, on_progress: Progress = lambda name, rounds: None) -> Results:
     """Run what is missing of a suite.
 
+    A cell whose worker process dies is tried once more at the end, alone: it may have been killed, or been out of memory.
+
     Args:
         suite: what to run.
         path: folder of the results; finished cells in it are kept, unfinished ones are resumed.
@@ -57,28 +61,35 @@ def bench(suite: Suite, path: Path, jobs: int | None = None, on_progress: Progre
         on_progress: told how far each cell is.
     """
     wanted = {folder(path, cell.experiment): cell.experiment for cell in suite.cells}
-    jobs = jobs or os.cpu_count() or 1
     failures: dict[str, str] = {}
-    attempts = dict.fromkeys(wanted, 0)
-    while left := [run for run, tries in attempts.items() if tries < ATTEMPTS]:
-        with _workers(min(jobs, len(left)), on_progress) as submit:
-            pending = {submit(wanted[run].to_toml(), run): run for run in left}
-            for run, outcome in _outcomes(pending):
-                attempts[run] = ATTEMPTS if outcome is not DIED else attempts[run] + 1
-                failures.pop(run.name, None)
-                if outcome is not None:
-                    failures[run.name] = outcome
+    fresh, suspects = deque(wanted), deque[Path]()
+    for cells, side_by_side in ((fresh, jobs or os.cpu_count() or 1), (suspects, 1)):
+        while cells:
+            window = min(side_by_side, len(cells))
+            with _workers(window, on_progress) as submit:
+                for run, outcome in _outcomes(cells, window, lambda run: submit(wanted[run].to_toml(), run)):
+                    if outcome is DIED and cells is fresh:
+                        suspects.append(run)
+                    elif outcome is not None:
+                        failures[run.name] = outcome
     return Results(suite, path, failures)
 
 
-DIED = "its worker process died (killed, or out of memory); run the same command again, with fewer --jobs"
+def _outcomes(cells: deque[Path], window: int, submit: Callable[[Path], "Future[str | None]"]) -> Iterator[tuple[Path, str | None]]:
+    """Each run as it ends, with what went wrong.
 
-
-def _outcomes(pending: dict["Future[str | None]", Path]) -> Iterator[tuple[Path, str | None]]:
-    """Each run as it ends, with what went wrong."""
-    while pending:
-        done, _ = wait(pending, return_when=FIRST_COMPLETED)
-        for future in done:
+    A worker that dies takes the cells with it that are running then, and nobody knows which of them is to blame; so no
+    more than ``window`` are handed out at a time, and the rest stay in ``cells`` for the next pool.
+    """
+    pending: dict[Future[str | None], Path] = {}
+    while True:
+        with suppress(BrokenProcessPool):
+            while cells and len(pending) < window:
+                pending[submit(cells[0])] = cells[0]
+                cells.popleft()
+        if not pending:
+            return
+        for future in wait(pending, return_when=FIRST_COMPLETED).done:
             run = pending.pop(future)
             try:
                 yield run, future.result()
@@ -107,8 +118,6 @@ def _workers(jobs: int, on_progress: Progress) -> Iterator[Callable[[str, Path],
 
 def _listening(news: Any, on_progress: Progress) -> Callable[[], None]:
     """Hand the workers' news on, from a thread, until told to stop."""
-    from threading import Event, Thread
-
     ended = Event()
 
     def listen() -> None:
@@ -133,13 +142,22 @@ _news: Any = None
 
 
 def _begin(news: Any) -> None:
-    """In a worker, once: leave Ctrl-C to the parent, keep quiet."""
+    """In a worker, once: leave Ctrl-C to the parent, never outlive it, keep quiet."""
     global _news  # noqa: PLW0603
     _news = news
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_follow_parent, daemon=True).start()
     import logging
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
+
+
+def _follow_parent() -> None:
+    """End this process with its parent, even one that was killed: a bench that is started again writes to the same folders."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _run(toml: str, path: Path) -> str | None:

@@ -100,12 +100,27 @@ def bench(
     path = out or Path("bench") / loaded.name
     with display.of_cells(console, loaded, path) as on_progress:
         results = bench.bench(loaded, path, jobs, on_progress)
-    written = report.write(results)
     report.print_tables(console, results)
-    for file in written:
+    for file in report.write(results):
         console.print(f"{'picture' if file.suffix == '.png' else 'report'}: {file}", soft_wrap=True, highlight=False)
     if results.failures:
         raise typer.Exit(CLIENTS_FAILED)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+) -> None:
+    """Print the summary of finished or unfinished runs, and draw their curves side by side."""
+    from benchmarks import display, figures
+    from benchmarks.runs import Run
+
+    done = [Run.open(path) for path in runs]
+    for run in done:
+        display.print_summary(console, run)
+    if len(done) > 1:
+        curves = figures.comparison(display.named(done), {"test_loss": "test loss", "test_accuracy": "test accuracy"})
+        console.print(f"picture: {figures.save(curves, Path('comparison.png'))}", soft_wrap=True)
 
 
 @app.command("list")

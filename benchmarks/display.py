@@ -2,11 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
+import pandas as pd
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -24,55 +26,63 @@ from fedvision.experiment import Experiment
 from fedvision.settings import nearest
 from server.rounds import Row
 
-SHOWN = ("train_loss", "validation_loss", "test_loss", "test_accuracy")
+SHOWN = {"train_loss": "train", "validation_loss": "validation", "test_loss": "test", "test_accuracy": "accuracy"}
 MOST_CLIENTS = 20
 
 
 @contextmanager
 def of_rounds(console: Console, experiment: Experiment) -> Iterator[Callable[[Row], None]]:
     """Show a run's progress: live on a terminal, about ten quiet lines elsewhere."""
-    if not console.is_terminal:
-        yield lambda row: _line(console, row, experiment.rounds)
-        return
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(experiment.name, total=experiment.rounds, numbers="")
-        yield lambda row: progress.update(task, completed=row["round"], numbers=numbers(row))
+    with _progress(console, experiment.name, experiment.rounds) as show:
+        yield lambda row: show(row["round"], numbers(row), bool(row["failures"]))
 
 
 @contextmanager
 def of_cells(console: Console, suite: Suite, path: Path) -> Iterator[Callable[[str, int], None]]:
-    """Show a bench's progress in rounds over all cells: live on a terminal, about ten quiet lines elsewhere."""
+    """Show a bench's progress, in rounds over all its runs: live on a terminal, about ten quiet lines elsewhere."""
     runs = {folder(path, cell.experiment).name: cell.experiment.rounds for cell in suite.cells}
-    total, at, printed = sum(runs.values()), dict.fromkeys(runs, 0), 0
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[cells]}"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"{suite.name}: rounds", total=total, cells=f"0/{len(runs)} runs")
+    done = dict.fromkeys(runs, 0)
+    with _progress(console, f"bench {suite.name}", sum(runs.values())) as show:
 
-        def on_progress(cell: str, done: int) -> None:
-            nonlocal printed
-            at[cell] = done
-            cells = f"{sum(at[name] >= rounds for name, rounds in runs.items())}/{len(runs)} runs"
-            progress.update(task, completed=sum(at.values()), cells=cells)
-            if not console.is_terminal and sum(at.values()) >= (printed + 1) * total / 10:
-                printed = int(10 * sum(at.values()) / max(total, 1))
-                console.print(f"{suite.name}: {cells}, {10 * printed}% of all rounds", highlight=False)
+        def on_progress(run: str, rounds: int) -> None:
+            done[run] = rounds
+            finished = sum(done[name] >= wanted for name, wanted in runs.items())
+            show(sum(done.values()), f"{finished} of {len(runs)} runs finished", False)
 
         yield on_progress
 
 
+@contextmanager
+def _progress(console: Console, title: str, total: int) -> Iterator[Callable[[int, str, bool], None]]:
+    """A bar with a note below it; without a terminal, the note after every tenth of the way or when it is urgent."""
+    if not console.is_terminal:
+        printed = -1
+
+        def print_line(completed: int, note: str, urgent: bool) -> None:
+            nonlocal printed
+            if urgent or completed >= total or completed * 10 // max(total, 1) > printed:
+                printed = completed * 10 // max(total, 1)
+                console.print(f"{title} {completed}/{total}  {note}", soft_wrap=True, highlight=False)
+
+        yield print_line
+        return
+    bar = Progress(TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    task = bar.add_task(title, total=total)
+    with Live(Group(bar, ""), console=console, refresh_per_second=8) as live:
+
+        def update(completed: int, note: str, urgent: bool) -> None:
+            bar.update(task, completed=completed)
+            live.update(Group(bar, f"  {note}"))
+
+        yield update
+
+
 def numbers(row: Row) -> str:
     """The losses, the accuracy and the clients of a round, in one short line."""
-    parts = [f"{name.replace('_', ' ')} {row[name]:.4f}" for name in SHOWN if isinstance(row.get(name), float)]
-    clients = f"{row['clients']} clients" + (f", [red]{row['failures']} failed[/]" if row["failures"] else "")
-    return "  ".join([*parts, clients] if row["clients"] or row["failures"] else parts)
+    parts = [f"{label} {row[name]:.4f}" for name, label in SHOWN.items() if isinstance(row.get(name), float)]
+    if row["clients"] or row["failures"]:
+        parts.append(f"{row['clients']} clients" + (f", [red]{row['failures']} failed[/]" if row["failures"] else ""))
+    return "  ".join(parts)
 
 
 def print_summary(console: Console, done: Run) -> None:
@@ -90,6 +100,13 @@ def print_summary(console: Console, done: Run) -> None:
         table.add_row(label, str(int(row["round"])), *("-" if math.isnan(row[name]) else f"{row[name]:.4f}" for name in shown))
     console.print(table)
     console.print(f"run folder: {done.path}  (pictures in {done.path / 'figures'})", soft_wrap=True, markup=False)
+
+
+def named(runs: Sequence[Run]) -> dict[str, list[pd.DataFrame]]:
+    """The tables of rounds of runs by name of their strategies, or of their folders where those repeat."""
+    strategies = [run.experiment.strategy.name for run in runs]
+    labels = strategies if len(set(strategies)) == len(runs) else [str(run.path) for run in runs]
+    return {label: [run.rounds] for label, run in zip(labels, runs, strict=True)}
 
 
 def failed_clients(done: Run) -> str:
@@ -144,12 +161,6 @@ def print_card(console: Console, data: FederatedData) -> None:
         f"mean divergence from the global label distribution: total variation {facts.mean_total_variation:.3f}, "
         f"Jensen-Shannon {facts.mean_jensen_shannon:.3f} bits"
     )
-
-
-def _line(console: Console, row: Row, rounds: int) -> None:
-    every = max(rounds // 10, 1)
-    if row["round"] % every == 0 or row["round"] == rounds or row["failures"]:
-        console.print(f"round {row['round']}/{rounds}  {numbers(row)}", soft_wrap=True, highlight=False)
 
 
 def _summaries(names: registry.Registry) -> dict[str, str]:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from benchmarks.suite import Sweep
 
 COLORS = ["#2563a8", "#d1495b", "#2a9d6f", "#b8860b", "#7b4ea3", "#4b5563", "#e07b39", "#0f9bb0"]
-"""One color a strategy, in order; told apart also by readers with color-vision deficiencies together with MARKERS."""
+"""One color a strategy, in order; when they are used up, they come again with the next of LINES or HATCHES."""
+
+LINES = ["-", "--", ":", "-."]
+HATCHES = ["", "///", "...", "xxx"]
 
 PARTS = {"train": "training silos", "validation": "silo validation", "test": "test"}
 MOST_CLIENTS = 60
@@ -41,6 +44,7 @@ def curves(rounds: pd.DataFrame) -> "Figure":
             if name in rounds and rounds[name].notna().any():
                 shown = rounds[["round", name]].dropna()
                 axes.plot(shown["round"], shown[name], color=color, label=label, marker="o" if len(shown) == 1 else None)
+        _whole_numbers(axes)
         axes.set(xlabel="round", ylabel=metric)
         _legend(axes)
     return figure
@@ -49,7 +53,6 @@ def curves(rounds: pd.DataFrame) -> "Figure":
 def partition(data: FederatedData) -> "Figure":
     """Examples of each class that each client holds, as stacked bars."""
     from matplotlib import colormaps
-    from matplotlib.ticker import MaxNLocator
 
     shown = min(data.num_clients, MOST_CLIENTS)
     counts = np.stack([np.bincount(data.train[client].label.cpu().numpy(), minlength=data.classes) for client in range(shown)])
@@ -61,9 +64,10 @@ def partition(data: FederatedData) -> "Figure":
         left += counts[:, label]
     more = f" (the first {shown} of {data.num_clients})" if shown < data.num_clients else ""
     axes.set(xlabel=f"client{more}", ylabel="training examples", title=f"Partition of {data.name}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.02)
+    _whole_numbers(axes)
     if data.classes <= 20:
-        axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1.0, 1.0), loc="upper left")
+        axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1.0, 1.0), loc="upper left", ncols=1 + (data.classes > 10))
     return figure
 
 
@@ -78,11 +82,12 @@ def comparison(runs: Mapping[str, list[pd.DataFrame]], metrics: Mapping[str, str
     figure, panels = _panels(len(metrics))
     figure.suptitle(title)
     for axes, (column, label) in zip(panels, metrics.items(), strict=True):
-        for color, (name, tables) in zip(_cycle(len(runs)), runs.items(), strict=True):
+        for look, (name, tables) in zip(_looks(len(runs)), runs.items(), strict=True):
             table = pd.concat([rounds.set_index("round")[column] for rounds in tables], axis=1).dropna(how="all")
             mean, deviation = table.mean(axis=1), table.std(axis=1, ddof=1 if len(tables) > 1 else 0)
-            axes.plot(mean.index, mean, color=color, label=name)
-            axes.fill_between(mean.index, mean - deviation, mean + deviation, color=color, alpha=0.15, linewidth=0)
+            axes.plot(mean.index, mean, label=name, marker="o" if len(mean) == 1 else None, **look)
+            axes.fill_between(mean.index, mean - deviation, mean + deviation, color=look["color"], alpha=0.15, linewidth=0)
+        _whole_numbers(axes)
         axes.set(xlabel="round", ylabel=label)
     _legend(panels[-1], outside=True)
     return figure
@@ -98,10 +103,12 @@ def environments(accuracies: Mapping[str, pd.DataFrame], title: str = "") -> "Fi
     names = list(next(iter(accuracies.values())).columns)
     figure, (axes,) = _panels(1, width=min(3.0 + 0.12 * len(names) * len(accuracies) + 2.0, 14.0))
     width = 0.8 / len(accuracies)
-    for i, (color, (label, table)) in enumerate(zip(_cycle(len(accuracies)), accuracies.items(), strict=True)):
+    for i, (label, table) in enumerate(accuracies.items()):
+        look: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "hatch": HATCHES[i // len(COLORS) % len(HATCHES)]}
         at = np.arange(len(names)) + (i + 0.5) * width - 0.4
         deviation = table.std(ddof=1) if len(table) > 1 else None
-        axes.bar(at, table.mean(), width, yerr=deviation, color=color, label=label, error_kw={"linewidth": 0.8})
+        axes.bar(at, table.mean(), width, yerr=deviation, label=label, error_kw={"linewidth": 0.8}, **look)
+    axes.margins(x=0.02)
     axes.set(xlabel="environment", ylabel="validation accuracy", title=title, xticks=range(len(names)), xticklabels=names)
     lowest = min(float(table.min().min()) for table in accuracies.values())
     axes.set_ylim(max(0.0, lowest - 0.1), 1.0)
@@ -116,15 +123,15 @@ def sweep(lines: Mapping[str, pd.DataFrame], asked: "Sweep") -> "Figure":
         lines: strategy -> one row a seed, one column a value of the setting.
         asked: the sweep, for labels.
     """
-    figure, (axes,) = _panels(1, width=6.0)
-    for color, (label, table) in zip(_cycle(len(lines)), lines.items(), strict=True):
+    figure, (axes,) = _panels(1, width=7.5)
+    for look, (label, table) in zip(_looks(len(lines)), lines.items(), strict=True):
         values, deviation = np.asarray(table.columns, dtype=float), table.std(ddof=1) if len(table) > 1 else None
-        axes.errorbar(values, table.mean(), yerr=deviation, color=color, label=label, marker="o", capsize=3)
+        axes.errorbar(values, table.mean(), yerr=deviation, label=label, marker="o", capsize=3, **look)
     positive = [value for value in asked.values if value > 0]
     if positive and max(positive) / min(positive) > 20:
         axes.set_xscale("symlog", linthresh=min(positive))
     axes.set(xlabel=asked.key.split(".")[-1].replace("_", " "), ylabel=asked.metric.replace("_", " "), title=asked.title)
-    _legend(axes)
+    _legend(axes, outside=True)
     return figure
 
 
@@ -152,5 +159,11 @@ def _legend(axes: "Axes", outside: bool = False) -> None:
         axes.legend(frameon=False, fontsize=9, **place)
 
 
-def _cycle(number: int) -> list[str]:
-    return [COLORS[i % len(COLORS)] for i in range(number)]
+def _whole_numbers(axes: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+
+
+def _looks(number: int) -> list[dict[str, Any]]:
+    return [{"color": COLORS[i % len(COLORS)], "linestyle": LINES[i // len(COLORS) % len(LINES)]} for i in range(number)]

@@ -2,13 +2,17 @@
 
 import math
 import platform
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks import figures
@@ -17,6 +21,7 @@ from benchmarks.runs import Run
 from benchmarks.statistics import Summary, summarize
 from benchmarks.suite import Cell, Column, Report, Suite, Sweep
 from server.folder import RunFolder, write_atomically
+from server.rounds import ENVIRONMENT_ACCURACY
 
 Selection = Callable[[pd.DataFrame], int]
 
@@ -25,8 +30,8 @@ def lowest(column: str) -> Selection:
     """The round, of those after training began, in which ``column`` is lowest; the last if it was never measured."""
 
     def select(rounds: pd.DataFrame) -> int:
-        trained = rounds[column].iloc[1:].dropna()
-        return int(trained.index[trained.argmin()]) if len(trained) else len(rounds) - 1
+        trained = rounds[column].to_numpy(dtype=float)[1:]
+        return len(rounds) - 1 if np.isnan(trained).all() else 1 + int(np.nanargmin(trained))
 
     return select
 
@@ -46,14 +51,14 @@ FEW = 2
 
 @dataclass(frozen=True)
 class Block:
-    """A report on one experiment: for each row, a summary under each selection, and the published number."""
+    """A report on one experiment: for each row, a summary under each selection, and the published number; or why it is missing."""
 
     report: Report
     column: str
     title: str
     rows: dict[str, dict[str, Summary]]
     published: dict[str, tuple[float, float]]
-    missing: dict[str, int]
+    missing: dict[str, str]
 
 
 class Rounds:
@@ -69,7 +74,8 @@ class Rounds:
         if path not in self._read:
             if not RunFolder(path).finished:
                 return None
-            self._read[path] = Run(path).rounds
+            rounds = Run(path).rounds
+            self._read[path] = rounds.astype({name: float for name in rounds if rounds[name].isna().all()})  # None: never a number
         return self._read[path]
 
     def of(self, column: str, row: str, swept: tuple[str, float] | None = None) -> list[pd.DataFrame]:
@@ -99,11 +105,12 @@ def _block(report: Report, name: str, column: Column, tables: dict[str, list[pd.
             for row, runs in complete.items()
             if all(report.metric in run for run in runs)
         }
-        measured = {row: some for row, some in values.items() if some and not any(map(math.isnan, some))}
+        measured = {row: some for row, some in values.items() if some and all(map(math.isfinite, some))}
         for row, summary in summarize(measured, report.better == "lower").items() if measured else ():
             rows.setdefault(row, {})[selection] = summary
     published = {row: (mean, std) for row, (mean, std) in column.paper.get(report.metric, {}).items()}
-    missing = {row: seeds - len(runs) for row, runs in tables.items() if len(runs) < seeds}
+    lost = {row: f"{_plural(seeds - len(runs), 'run')} missing" for row, runs in tables.items() if len(runs) < seeds}
+    missing = {row: lost.get(row, "not a number in some run") for row in tables if row not in rows}
     return Block(report, name, column.title, rows, published, missing)
 
 
@@ -128,7 +135,7 @@ def costs(suite: Suite, rounds: Rounds) -> dict[str, list[Cost]]:
         for row in suite.strategies:
             hits = []
             for run in rounds.of(name, row):
-                values = run[column.target.metric]
+                values = run.get(column.target.metric, pd.Series(dtype=float))
                 reached = (values <= column.target.value) if lower else (values >= column.target.value)
                 if reached.any():
                     until = run.loc[: reached.idxmax()]
@@ -150,7 +157,7 @@ def write(results: Results) -> list[Path]:
         "report.tex": latex(suite, found),
     }
     for name, text in texts.items():
-        write_atomically(results.path / name, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
+        write_atomically(results.path / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
     return [*(results.path / name for name in texts), *pictures]
 
 
@@ -158,7 +165,7 @@ def print_tables(console: Console, results: Results) -> None:
     """Print the tables of a bench."""
     suite, rounds = results.suite, Rounds(results)
     for block in blocks(suite, rounds):
-        table = Table(title=f"{block.report.title}: {block.title}", title_justify="left", title_style="bold")
+        table = Table(title=escape(f"{block.report.title}: {block.title}"), title_justify="left", title_style="bold")
         table.add_column("strategy")
         columns = [*(["published"] if block.published else []), *HEADINGS.values()]
         for heading in columns:
@@ -166,11 +173,13 @@ def print_tables(console: Console, results: Results) -> None:
         for row, summaries in block.rows.items():
             cells = [_marked(summaries.get(selection), "[bold]", "[/]") for selection in HEADINGS]
             published = [_published(block, row)] if block.published else []
-            table.add_row(suite.strategies[row].label, *published, *cells)
+            table.add_row(escape(suite.strategies[row].label), *published, *cells)
         console.print(table)
+        for line in _left_out(suite, block):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"{_plural(suite.seeds, 'paired seed')}; mean ± std; best in bold; ≈ cannot be told apart from the best", highlight=False)
     for cell, reason in results.failures.items():
-        console.print(f"[red]{cell}[/]: {reason}", soft_wrap=True)
+        console.print(f"[red]{escape(cell)}[/]: {escape(reason)}", soft_wrap=True)
 
 
 def markdown(results: Results, found: list[Block], spent: dict[str, list[Cost]], pictures: list[Path]) -> str:
@@ -183,7 +192,7 @@ def markdown(results: Results, found: list[Block], spent: dict[str, list[Cost]],
         lines += [f"## Cost: {suite.experiments[column].title}", "", *_cost_table(suite, column, entries), ""]
     if results.failures:
         lines += ["## Not computed, or not as asked", "", *(f"- `{cell}`: {reason}" for cell, reason in results.failures.items()), ""]
-    lines += [f"![{path.stem}]({path.relative_to(results.path)})\n" for path in pictures]
+    lines += [f"![{path.stem}]({quote(path.relative_to(results.path).as_posix())})\n" for path in pictures]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -230,7 +239,8 @@ def latex(suite: Suite, found: list[Block]) -> str:
         for row, summaries in block.rows.items():
             cells = [_marked(summaries.get(selection), r"\textbf{", "}") for selection in SELECTIONS]
             published = [_published(block, row)] if block.published else []
-            lines.append(" & ".join([suite.strategies[row].label, *published, *cells]) + r" \\")
+            label = re.sub(r"([&%$#_{}])", r"\\\1", suite.strategies[row].label)
+            lines.append(" & ".join([label, *published, *cells]) + r" \\")
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
     text = "\n\n".join(parts)
     return text.replace("±", r"$\pm$").replace("≈", r"$\approx$").replace("–", "--") + "\n"
@@ -254,8 +264,12 @@ def _markdown_table(suite: Suite, block: Block) -> list[str]:
         cells = [_marked(summaries.get(selection), "**", "**", interval=True) for selection in HEADINGS]
         published = [_published(block, row)] if block.published else []
         lines.append("| " + " | ".join([suite.strategies[row].label, *published, *cells]) + " |")
-    absent = [f"{suite.strategies[row].label} ({_plural(number, 'run')} missing)" for row, number in block.missing.items()]
-    return lines + (["", f"Left out: {', '.join(absent)}."] if absent else [])
+    return [*lines, *_left_out(suite, block)]
+
+
+def _left_out(suite: Suite, block: Block) -> list[str]:
+    absent = [f"{suite.strategies[row].label} ({reason})" for row, reason in block.missing.items()]
+    return ["", f"Left out: {', '.join(absent)}."] if absent else []
 
 
 def _cost_table(suite: Suite, column: str, entries: list[Cost]) -> list[str]:
@@ -269,7 +283,7 @@ def _cost_table(suite: Suite, column: str, entries: list[Cost]) -> list[str]:
         "|---|---:|---:|---:|",
     ]
     for cost in entries:
-        numbers = (f"{cost.rounds:.1f}", f"{cost.megabytes:.0f}") if cost.reached else ("–", "–")
+        numbers = (f"{cost.rounds:.1f}", f"{cost.megabytes:.1f}") if cost.reached else ("–", "–")
         lines.append(f"| {suite.strategies[cost.row].label} | {cost.reached} of {cost.seeds} | {numbers[0]} | {numbers[1]} |")
     return lines
 
@@ -315,24 +329,30 @@ def _environments(runs: dict[str, list[pd.DataFrame]]) -> dict[str, pd.DataFrame
     """Label -> accuracies, one row a seed and one column an environment, at the honest round."""
     result = {}
     for label, tables in runs.items():
-        names = [str(name) for name in tables[0] if str(name).startswith("validation_environment")]
+        names = sorted((str(name) for name in tables[0] if ENVIRONMENT_ACCURACY.fullmatch(str(name))), key=_environment)
         if len(names) >= FEW:
-            picked = [run[names].iloc[SELECTIONS["honest"](run)] for run in tables]
-            result[label] = pd.DataFrame(picked).rename(columns=lambda name: name.removeprefix("validation_environment").split("_")[0])
+            picked = [run.reindex(columns=names).iloc[SELECTIONS["honest"](run)] for run in tables]
+            result[label] = pd.DataFrame(picked).rename(columns=lambda name: str(_environment(name)))
     return result
 
 
 def _swept(suite: Suite, sweep: Sweep, rounds: Rounds) -> dict[str, pd.DataFrame]:
-    """Label -> values of the metric at the paper's round, one row a seed and one column a swept value."""
+    """Label -> the metric at the paper's round, one row a seed and one column a swept value; of values with every seed."""
     result = {}
     if sweep.column not in suite.experiments:
         return {}
     for row in sweep.rows:
         tables = {value: rounds.of(sweep.column, row, (sweep.key, value)) for value in sweep.values} if row in suite.strategies else {}
-        columns = {value: [run[sweep.metric].iloc[SELECTIONS["paper"](run)] for run in runs] for value, runs in tables.items() if runs}
-        if columns and len({len(column) for column in columns.values()}) == 1:
-            result[suite.strategies[row].label] = pd.DataFrame(columns)
+        complete = {value: runs for value, runs in tables.items() if len(runs) == suite.seeds and all(sweep.metric in run for run in runs)}
+        if complete:
+            picked = {value: [run[sweep.metric].iloc[SELECTIONS["paper"](run)] for run in runs] for value, runs in complete.items()}
+            result[suite.strategies[row].label] = pd.DataFrame(picked)
     return result
+
+
+def _environment(name: str) -> int:
+    """The number of the environment whose accuracy a column holds."""
+    return int(re.sub(r"\D", "", name))
 
 
 def _plural(number: int, noun: str) -> str:

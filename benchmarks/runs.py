@@ -39,13 +39,24 @@ _run_ids = count(1)
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has finished, read from its folder.
+    """A run, read from its folder.
 
     Attributes:
         path: the run's folder.
     """
 
     path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """The run that a folder holds.
+
+        Raises:
+            RunError: it holds none.
+        """
+        if not RunFolder(Path(path)).started:
+            raise RunError(f"{path} holds no run; give the folder that `fedvision run` printed")
+        return cls(Path(path))
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
@@ -128,7 +139,7 @@ def _identity(experiment: Experiment, data: FederatedData, initial: Named | None
     hasher = hashlib.sha256(f"{experiment.fingerprint} {data.digest}".encode())
     for name, tensor in sorted((initial or {}).items()):
         hasher.update(name.encode())
-        hasher.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        hasher.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()[:16]
 
 
@@ -138,6 +149,8 @@ def _folder(experiment: Experiment, identity: str, out: str | Path | None, resum
         folder = RunFolder(Path(out))
         if folder.started:
             _check_resumable(folder, identity, resume)
+        elif folder.path.exists() and not folder.path.is_dir():
+            raise RunError(f"{folder.path} is a file; choose a folder with --out")
         elif folder.path.exists() and not all(is_temporary(path) for path in folder.path.iterdir()):
             raise RunError(f"{folder.path} is not empty and holds no run; choose another folder with --out")
         return folder

@@ -1,7 +1,7 @@
 """A suite: which experiments are compared under which strategies, seeds and swept values, and what is reported."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,9 @@ from fedvision.experiment import Experiment, merged
 from fedvision.settings import Count
 
 SUITES = Path(__file__).parent / "suites"
+
+LEAN = {"tensorboard": False, "checkpoint_every": 25}
+"""What every run of a suite does without, or does less often; it changes no number."""
 
 Table = dict[str, Any]
 
@@ -103,7 +106,7 @@ class Sweep:
     column: str
     rows: tuple[str, ...]
     key: str
-    values: tuple[float, ...]
+    values: tuple[int | float, ...]
     metric: str = "test_loss"
 
 
@@ -162,9 +165,10 @@ class Suite:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ExperimentError(f"{path}: cannot be read as a suite: {error}") from error
         if quick:
-            tables = _refined(tables, tables.get("quick", {}))
+            tables = _refined(tables, settings.check(tables.get("quick", {}), Table, f"{suite}.quick"))
         if seeds is not None:
             tables["seeds"] = seeds
+        _check_parts(tables, str(suite))
         loaded = cls(**settings.resolve(cls, tables, str(suite), without=frozenset({"overrides"})))
         return replace(loaded, overrides=dict(overrides or {}))._checked()
 
@@ -192,8 +196,8 @@ class Suite:
         known = known_settings(strategy["name"])
         base, chosen = self._base(asked)
         base["strategy"] = {**{key: value for key, value in asked.offer.items() if key in known}, **strategy}
-        everywhere = {key: value for key, value in self.overrides.items() if key != "data.root" and _applies(key, known)}
-        overrides = {"seed": seed, "tensorboard": False, **chosen, **everywhere, **(dict([swept]) if swept else {})}
+        everywhere = {key: value for key, value in self.overrides.items() if self._applies(key, asked, self.strategies[row])}
+        overrides = {"seed": seed, **LEAN, **chosen, **everywhere, **(dict([swept]) if swept else {})}
         experiment = Experiment.from_tables(merged(base, overrides), f"{self.name}/{column}/{row}")
         return Cell(column, row, seed, swept, experiment)
 
@@ -205,17 +209,41 @@ class Suite:
         placed = {key: value.format(root=root) if isinstance(value, str) else value for key, value in column.real_set.items()}
         return Experiment.load(column.real).tables(), placed
 
+    def _applies(self, key: str, column: Column, row: Row) -> bool:
+        """Whether an override is for the runs of ``column`` and ``row``: a setting only where the strategy or the data set has it."""
+        table, _, rest = key.partition(".")
+        if table == "strategy":
+            return rest.split(".")[0] in known_settings(row.strategy["name"])
+        if table == "data" and rest != "name":
+            return rest in settings.parameters(registry.datasets.find(merged(*self._base(column))["data"]["name"]))
+        return True
+
     def _checked(self) -> "Suite":
+        for name, row in self.strategies.items():
+            if not isinstance(row.strategy.get("name"), str):
+                raise ExperimentError(f'{self.name}.strategies.{name}.strategy has no name; write strategy = {{ name = "..." }}')
+        offered = set().union(*(known_settings(row.strategy["name"]) for row in self.strategies.values()))
+        for name, column in self.experiments.items():
+            _known(list(column.offer), sorted(offered), f"{self.name}.experiments.{name}.offer: setting")
+            for metric, published in column.paper.items():
+                _known(list(published), self.strategies, f"{self.name}.experiments.{name}.paper.{metric}: row")
         for report in self.tables:
             _known(report.columns, self.experiments, f"{self.name}.tables: column")
             _known(report.rows, self.strategies, f"{self.name}.tables: row")
         for sweep in self.sweeps:
             _known([sweep.column], self.experiments, f"{self.name}.sweeps: column")
             _known(sweep.rows, self.strategies, f"{self.name}.sweeps: row")
-        for key in self.overrides:
-            if not any(_applies(key, known_settings(row.strategy["name"])) for row in self.strategies.values()):
-                raise ExperimentError(f"--set {key}: none of the suite's strategies has that setting")
+        self._check_overrides()
         return self
+
+    def _check_overrides(self) -> None:
+        if "seed" in self.overrides:
+            raise ExperimentError("--set seed: a suite runs the seeds 0, 1, ...; say how many with --seeds")
+        for key in self.overrides:
+            taken = any(self._applies(key, column, row) for column in self.experiments.values() for row in self.strategies.values())
+            if not taken and not (key == "data.root" and any(column.real for column in self.experiments.values())):
+                kind = "strategies" if key.startswith("strategy") else "data sets"
+                raise ExperimentError(f"--set {key}: none of the suite's {kind} has that setting")
 
 
 def known_settings(strategy: str) -> set[str]:
@@ -246,13 +274,16 @@ def _refined(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return {**table, **laid}
 
 
-def _applies(key: str, known: set[str]) -> bool:
-    """Whether a dotted key is for an experiment whose strategy has the settings ``known``."""
-    table, _, rest = key.partition(".")
-    return table != "strategy" or rest.split(".")[0] in known
+def _check_parts(tables: Mapping[str, Any], where: str) -> None:
+    """Check each row, column, table and sweep by itself, which finds the wrong key in it."""
+    for key, kind in {"strategies": Row, "experiments": Column, "tables": Report, "sweeps": Sweep}.items():
+        parts = tables.get(key)
+        named = parts.items() if isinstance(parts, Mapping) else enumerate(parts, 1) if isinstance(parts, list) else ()
+        for name, part in named:
+            settings.resolve(kind, settings.check(part, Table, f"{where}.{key}.{name}"), f"{where}.{key}.{name}")
 
 
-def _known(names: Sequence[str], known: Mapping[str, Any], where: str) -> None:
+def _known(names: Sequence[str], known: Collection[str], where: str) -> None:
     for name in names:
         if name not in known:
             raise ExperimentError(f"{where} {name!r} is not in the suite; {settings.nearest(name, list(known))}")

@@ -61,7 +61,7 @@ class Silo:
 
     def loss(self, model: Callable[..., Any], batch: Examples) -> Tensor:
         """The learner's mean loss on a batch; ``model`` may be the silo's, or anything that is called like it."""
-        return self.learner.loss(model, batch, self.progress, self.rng).total  # type: ignore[arg-type]
+        return self.learner.loss(model, batch, self.progress, self.rng).total
 
     def batches(self, size: int, shuffle: bool = True) -> Iterator[Examples]:
         """One pass over the training examples in batches of ``size``, as the learner's loss sees them."""

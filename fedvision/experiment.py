@@ -77,7 +77,7 @@ class Experiment:
         seed: every random number of the run derives from it.
         rounds: how many rounds to train; 0 only evaluates the initial model.
         data: the data set.
-        partition: how its examples are dealt to clients.
+        partition: how its examples are dealt to clients; of no effect on a data set that comes dealt.
         learner: what a client learns.
         strategy: how the clients' answers become the next global model.
         engine: who carries the messages.
@@ -92,9 +92,9 @@ class Experiment:
     name: str
     rounds: Natural
     data: Component
-    partition: Component
     learner: Component
     strategy: Component
+    partition: Component = Component("environment", {"environments_per_client": 1})
     engine: Component = Component("in-process")
     seed: Natural = 0
     validation_fraction: Fraction = 0.0
@@ -115,7 +115,7 @@ class Experiment:
             ExperimentError: no such file, no TOML, an unknown key, or a value that does not fit.
         """
         if isinstance(experiment, Experiment):
-            return cls.from_tables(merged(experiment.tables(), overrides or {}), experiment.name)
+            return cls.from_tables(overridden(experiment.tables(), overrides or {}), experiment.name)
         path = locate(experiment)
         try:
             text = path.read_text(encoding="utf-8")
@@ -130,7 +130,7 @@ class Experiment:
             tables = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ExperimentError(f"{source}: not valid TOML: {error}") from error
-        return cls.from_tables(merged(tables, overrides or {}), source)
+        return cls.from_tables(overridden(tables, overrides or {}), source)
 
     @classmethod
     def from_tables(cls, tables: Mapping[str, Any], source: str = "experiment") -> "Experiment":
@@ -141,11 +141,13 @@ class Experiment:
                 if key not in known:
                     raise ExperimentError(f"{key}: no such key; {settings.nearest(key, sorted(known))}")
             plain = {key: value for key, value in tables.items() if key not in COMPONENTS}
-            checked = settings.resolve(_plain, plain, "experiment")
-            missing = [key for key in ("data", "partition", "learner", "strategy") if key not in tables]
+            checked = settings.resolve(cls, plain, "experiment", without=frozenset(COMPONENTS))
+            missing = [key for key in ("data", "learner", "strategy") if key not in tables]
             if missing:
                 raise ExperimentError(f'[{missing[0]}] is missing; add a table such as [{missing[0]}] name = "..."')
-            given = {"engine": {"name": "in-process"}, **tables}
+            engine = tables.get("engine", {})
+            given = {"partition": {"name": "environment"}, **tables}
+            given["engine"] = {"name": "in-process", **engine} if isinstance(engine, Mapping) else engine
             parts = {key: COMPONENTS[key].resolve(given[key], key) for key in COMPONENTS}
         except ExperimentError as error:
             raise ExperimentError(f"{source}: {error}") from error.__cause__
@@ -215,6 +217,20 @@ def locate(experiment: str | Path) -> Path:
     raise ExperimentError(f"no experiment {str(experiment)!r}: neither a file nor a bundled experiment; {hint}")
 
 
+def overridden(tables: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of an experiment with ``overrides`` applied.
+
+    A table whose class is replaced, as by ``strategy.name``, keeps those of its settings that the new class has too.
+    """
+    kept = dict(tables)
+    for key, kind in COMPONENTS.items():
+        table, name = tables.get(key), overrides.get(f"{key}.name")
+        if isinstance(table, Mapping) and isinstance(name, str) and name != table.get("name"):
+            known = settings.parameters(kind.registry.find(name), kind.supplied)
+            kept[key] = {setting: value for setting, value in table.items() if setting in known}
+    return merged(kept, overrides)
+
+
 def merged(tables: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """``tables`` with the value at each dotted key of ``overrides`` replaced."""
     result = {key: merged(value, {}) if isinstance(value, Mapping) else value for key, value in tables.items()}
@@ -251,19 +267,6 @@ def _toml_value(text: str, assignment: str) -> Any:
         if re.fullmatch(r"[A-Za-z_./~][\w./~:-]*", text):
             return text
         raise ExperimentError(f"--set {assignment!r}: {text!r} is not a TOML value ({error}); quote text, as in 'key=\"a b\"'") from error
-
-
-def _plain(
-    name: str,
-    rounds: Natural,
-    seed: Natural = 0,
-    validation_fraction: Fraction = 0.0,
-    evaluate_every: Count = 1,
-    checkpoint_every: Count = 1,
-    threads: Count = 1,
-    tensorboard: bool = True,
-) -> None:
-    """The signature of the keys that are no tables."""
 
 
 def _build(target: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> Any:

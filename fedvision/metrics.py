@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -32,9 +33,9 @@ class Metrics:
     @classmethod
     def of_batch(cls, sums: Mapping[str, Tensor], count: int, scores: Tensor | None = None, labels: Tensor | None = None) -> "Metrics":
         """Metrics of one batch from its tensors: scalar sums, and scores [n] with labels [n] for binary tasks."""
-        scored = () if scores is None else (scores.double().cpu().numpy(),)
+        scored = () if scores is None else (scores.detach().double().cpu().numpy(),)
         truth = () if labels is None else (labels.cpu().numpy(),)
-        return cls(count, {name: float(value) for name, value in sums.items()}, scored, truth)
+        return cls(count, {name: float(value.detach()) for name, value in sums.items()}, scored, truth)
 
     def __add__(self, other: "Metrics") -> "Metrics":
         if not other.count:
@@ -60,13 +61,15 @@ def total(parts: Iterable[Metrics]) -> Metrics:
     return result
 
 
-def areas(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Area under the ROC curve and average precision of ``scores`` [n] for class 1 of ``labels`` [n] in {0, 1}."""
+def areas(scores: Float[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> dict[str, float]:
+    """Area under the ROC curve and average precision of ``scores`` for class 1 of ``labels``, which are 0 or 1."""
     if labels.min() == labels.max() or not np.isfinite(scores).all():
         return {"auroc": math.nan, "auprc": math.nan}
+    from sklearn import config_context
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    return {"auroc": float(roc_auc_score(labels, scores)), "auprc": float(average_precision_score(labels, scores))}
+    with config_context(assume_finite=True, skip_parameter_validation=True):  # what it would check is known to hold
+        return {"auroc": float(roc_auc_score(labels, scores)), "auprc": float(average_precision_score(labels, scores))}
 
 
 def prefixed(prefix: str, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from math import prod
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -34,16 +35,16 @@ class MLP(nn.Module):
             self.add_module(name, nn.Linear(fan_in, fan_out))
         self.classifier = nn.Linear(widths[-1], outputs)
 
-    def features(self, x: Tensor) -> Tensor:
-        """[n, ...] -> [n, last hidden width]."""
+    def features(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n width"]:
+        """What the head sees."""
         h = x.flatten(1)
         for i, name in enumerate(self.layers):
             h = self.get_submodule(name)(h)
             h = h.relu() if i < self.activated else h
         return h
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, ...] -> logits [n, outputs]."""
+    def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n outputs"]:
+        """Logits."""
         return self.classifier(self.features(x))  # type: ignore[no-any-return]
 
 
@@ -78,8 +79,8 @@ class CNN(nn.Module):
         """Pixels a side after the last pooling, of ``side`` pixels at the input."""
         return (side // 2 + 1) // 2 // 2 // 2
 
-    def features(self, x: Tensor) -> Tensor:
-        """[n, channels, height, width] -> [n, widths[-1]]."""
+    def features(self, x: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+        """What the head sees."""
         for convolution, norm in (
             (self.convolution1, self.norm1),
             (self.convolution2, self.norm2),
@@ -88,8 +89,8 @@ class CNN(nn.Module):
             x = nn.functional.max_pool2d(norm(convolution(x).relu()), 2)
         return self.hidden(x.flatten(1))  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, channels, height, width] -> logits [n, outputs]."""
+    def forward(self, x: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n outputs"]:
+        """Logits."""
         return self.classifier(self.features(x))  # type: ignore[no-any-return]
 
 

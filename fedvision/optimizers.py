@@ -44,7 +44,7 @@ def build(table: dict[str, Any], params: Iterable[Tensor]) -> torch.optim.Optimi
     """
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key != "name"}
     try:
-        return _kind(table)(list(params), **arguments)
+        return _kind(table)(list(params), **arguments)  # type: ignore[no-any-return]
     except (TypeError, ValueError, IndexError, RuntimeError) as error:
         raise ExperimentError(f"optimizer {table}: {error}") from error
 

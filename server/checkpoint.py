@@ -63,13 +63,13 @@ class Checkpoint:
             if header["format"] != FORMAT:
                 raise ValueError(f"its format is {header['format']!r}, this version of FedVision reads {FORMAT}")
             tree = {name: decode(part, tensors) for name, part in header["tree"].items()}
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            clients = {client: _record_of(state) for client, state in tree["clients"].items()}
+            return cls(header["round"], header["identity"], tree["arrays"], tree["strategy"], clients)
+        except (OSError, SafetensorError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise RunError(
                 f"{path}: not a readable checkpoint ({type(error).__name__}: {error}); "
                 "restore the file from a copy, or start again in another folder with --out"
             ) from error
-        clients = {client: _record_of(state) for client, state in tree["clients"].items()}
-        return cls(header["round"], header["identity"], tree["arrays"], tree["strategy"], clients)
 
 
 def save_tensors(path: Path, tensors: Named, metadata: Mapping[str, str] | None = None) -> None:
@@ -79,7 +79,8 @@ def save_tensors(path: Path, tensors: Named, metadata: Mapping[str, str] | None 
     for name, tensor in tensors.items():
         shared = tensor.numel() > 0 and tensor.untyped_storage().data_ptr() in seen
         seen.add(tensor.untyped_storage().data_ptr())
-        separate[name] = tensor.detach().cpu().clone() if shared else tensor.detach().cpu().contiguous()
+        packed = tensor.detach().cpu().contiguous()
+        separate[name] = packed.clone() if shared and packed.data_ptr() == tensor.data_ptr() else packed
     write_atomically(path, lambda temporary: save_file(separate, temporary, dict(metadata or {})))
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,11 @@ class RunFolder:
             RunError: it is missing or damaged.
         """
         try:
-            return json.loads(self.manifest.read_text())  # type: ignore[no-any-return]
-        except (OSError, json.JSONDecodeError) as error:
+            manifest = json.loads(self.manifest.read_bytes())
+            if not isinstance(manifest, dict):
+                raise ValueError(f"it holds a {type(manifest).__name__}")
+            return manifest
+        except (OSError, ValueError) as error:
             raise RunError(f"{self.manifest}: cannot be read ({error}); choose another folder with --out, or remove this one") from error
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
@@ -97,7 +101,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise unwritable(path, error) from error
 
 

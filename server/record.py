@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,7 +27,7 @@ class RunRecord:
         self._path = folder.rounds
         try:
             self._file: TextIO = folder.rounds.open("a")
-            self._events = _event_writer(folder.tensorboard, last_round + 1) if tensorboard else None
+            self._events = Events(folder.tensorboard, last_round + 1) if tensorboard else None
         except OSError as error:
             raise unwritable(folder.path, error) from error
 
@@ -33,34 +36,75 @@ class RunRecord:
         try:
             self._file.write(_line(row))
             self._file.flush()
+            if self._events is not None:
+                self._events.append(row)
         except OSError as error:
             raise unwritable(self._path, error) from error
-        if self._events is not None:
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "round" and math.isfinite(value):
-                    self._events.add_scalar(_tag(name), value, row["round"])
-            self._events.flush()
 
     def close(self) -> None:
         """Finish writing."""
         try:
-            self._file.close()
+            try:
+                self._file.close()
+            finally:
+                if self._events is not None:
+                    self._events.close()
         except OSError as error:
             raise unwritable(self._path, error) from error
-        if self._events is not None:
-            self._events.close()
+
+
+class Events:
+    """Writes a file of TensorBoard events.
+
+    Not with torch's ``SummaryWriter``: its thread meets a full disk with a traceback and loses what it holds.
+
+    Args:
+        folder: of the event files; a resumed run adds one.
+        first_round: events of this and later rounds in older files do not count.
+    """
+
+    def __init__(self, folder: Path, first_round: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter((folder / name).open("wb"))
+        self._write(file_version="brain.Event:2")
+        if first_round:
+            self._write(step=first_round, session_log=SessionLog(status=SessionLog.START))
+        self._writer.flush()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add the finite numbers of one round; on disk before this returns."""
+        numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "round"}
+        values = [self._summary.Value(tag=_tag(name), simple_value=value) for name, value in numbers.items() if math.isfinite(value)]
+        self._write(step=row["round"], summary=self._summary(value=values))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Finish writing."""
+        self._writer.close()
+
+    def _write(self, **content: Any) -> None:
+        self._writer.write(self._event(wall_time=time.time(), **content).SerializeToString())
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a ``rounds.jsonl``; a torn last line, left by a crash, is passed over."""
     if not path.exists():
         return
-    with path.open() as file:
+    with path.open("rb") as file:
         for line in file:
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
+                row = json.loads(line)
+            except ValueError:
                 return
+            if not isinstance(row, dict) or "round" not in row:
+                return
+            yield row
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -71,9 +115,3 @@ def _line(row: Mapping[str, Any]) -> str:
 def _tag(name: str) -> str:
     part, _, metric = name.partition("_")
     return f"{part}/{metric}" if part in ("train", "validation", "test") and metric else f"round/{name}"
-
-
-def _event_writer(path: Path, first_round: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(path), purge_step=first_round or None)

@@ -14,7 +14,7 @@ equals the gradient that a central server would find by back-propagating through
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -30,6 +30,16 @@ from strategies.gradient import GradientStrategy
 from strategies.means import Accumulator, ArithmeticMean, WeightedGeometricMean
 from strategies.per_example import Moments, moments
 from strategies.strategy import Fold, Records, Silo, Update
+
+
+def constant_sum(parts: Iterable[Moments]) -> Moments:
+    """The moments of all parts together, cut off from their graphs."""
+    whole: Moments = {}
+    for part in parts:
+        for name, (total, squares) in part.items():
+            before = whole.get(name, (0, 0))
+            whole[name] = before[0] + total.detach(), before[1] + squares.detach()
+    return whole
 
 
 def variance(sums: Moments, count: int) -> dict[str, Tensor]:
@@ -124,25 +134,20 @@ class FishrStrategy(GradientStrategy):
         return Update(records, metrics)
 
     def _variance(self, silo: Silo) -> dict[str, Tensor]:
-        return variance(self._whole(silo), len(silo.train))
+        return variance(constant_sum(self._moments(silo)), len(silo.train))
 
     def _penalty(self, silo: Silo, cbar: Named) -> tuple[float, dict[str, Tensor]]:
         """||C(w) - Cbar||^2 and its gradient with respect to all parameters."""
-        whole, params, count = self._whole(silo), silo.params, len(silo.train)
+        params, count = silo.params, len(silo.train)
+        parts: Iterable[Moments] = self._moments(silo)
+        if count <= self.chunk_size:
+            parts = list(parts)  # the graph of a single chunk serves for both
+        whole = constant_sum(parts if isinstance(parts, list) else self._moments(silo))
         slope = [torch.zeros_like(param) for param in params.values()]
-        for part in self._moments(silo):
+        for part in parts:
             scalar = surrogate(part, whole, count, cbar)
             torch._foreach_add_(slope, list(torch.autograd.grad(scalar, list(params.values()), materialize_grads=True)))
         return float(distance(variance(whole, count), cbar)), dict(zip(params, slope, strict=True))
-
-    def _whole(self, silo: Silo) -> Moments:
-        """The moments of the head's per-example gradients over all examples of a silo; constants."""
-        whole: Moments = {}
-        for part in self._moments(silo):
-            for name, (total, squares) in part.items():
-                before = whole.get(name, (0, 0))
-                whole[name] = before[0] + total.detach(), before[1] + squares.detach()
-        return whole
 
     def _moments(self, silo: Silo) -> Iterator[Moments]:
         head = silo.learner.head(silo.model)

@@ -1,10 +1,10 @@
 """Sums and means of the clients' answers, folded one answer at a time.
 
-An accumulator is a commutative monoid: a weighted sum of some terms of each answer, and a formula
-of that sum. So answers may arrive in any order, the partial sums of disjoint groups of clients
-merge by addition, and the memory does not grow with the number of clients. First come the formulas
-for one block of coordinates, as pure functions; then the thin classes that walk over the arrays
-block by block, so that intermediate values stay in cache.
+An accumulator is a commutative monoid: running sums over the answers, and a formula of these sums.
+So answers may arrive in any order, the partial sums of disjoint groups of clients merge by
+addition, and the memory does not grow with the number of clients. First come the formulas for one
+block of coordinates, as pure functions; then the thin classes that walk over the arrays block by
+block, so that intermediate values stay in cache.
 
 >>> mean = ArithmeticMean()
 >>> mean.add({"bias": torch.tensor([1.0, 2.0])}, weight=3)
@@ -24,6 +24,9 @@ from torch import Tensor
 
 from fedvision.errors import AggregationError
 
+Array = np.ndarray[Any, np.dtype[Any]] | Tensor
+"""A block of numbers, of either library."""
+
 FLOOR = 1e-10
 """Added to every magnitude, so that the logarithm of an exact zero is finite."""
 
@@ -33,42 +36,59 @@ which halves the rounding error of long sums of logarithms."""
 
 CACHE_BLOCK = 131_072
 """Coordinates handled at a time where a formula makes several passes: its operands stay in cache,
-and calling torch costs little beside the work."""
+and calling the library costs little beside the work."""
 
 STREAM_BLOCK = 1_048_576
 """Coordinates handled at a time where a formula makes one pass, and so reuses nothing."""
-
-_FLOOR_OVER_CENTRE = torch.tensor(FLOOR / CENTRE, dtype=torch.float64)
 
 SUM_DTYPES = (torch.float32, torch.float64)
 """The types that sums are kept in."""
 
 
-def log_groups(g: Tensor, out: Tensor) -> Tensor:
-    """Write the terms of the weighted geometric mean for one block of an answer into ``out``.
+def fold_sum(total: Tensor, g: Tensor, weight: float) -> None:
+    """Add one answer to a weighted sum, in place: ``S += w g``.
 
-    Per coordinate, with ``g`` the answer, ``c = CENTRE`` and ``l = log(|g|/c + FLOOR/c)``, the rows
-    of ``out`` become::
+    With ``S`` the ``total`` [b], ``g`` a block [b] of the answer and ``w`` its ``weight``.
+    """
+    total.add_(g, alpha=weight)
 
-        l [g > 0]      l [g <= 0]      [g > 0]
 
-    Either group has a row of its own: one taken as the difference of two sums would cancel digits.
+@np.errstate(over="ignore", invalid="ignore")
+def fold_geometric(sums: Array, g: Array, weight: float, scratch: Array) -> None:
+    """Add one answer to the running sums of the weighted geometric mean, in place.
+
+    Per coordinate, with ``g`` the answer, ``w`` its weight, ``c = CENTRE`` and
+    ``l = log(|g|/c + FLOOR/c)``, the rows of ``sums`` grow by::
+
+        w l [g > 0]      w l [g <= 0]      w [g > 0]      w sign(g)
+
+    The last row is optional. Either group has its own sum of logarithms: to take one as the
+    difference of two sums would cancel digits.
 
     Args:
-        g: [b], below 1e33 in magnitude.
-        out: [3, b], of the type and on the device of ``g``.
+        sums: [3, b] or [4, b]. All arrays are NumPy's, or all are torch's.
+        g: [b], below 1e33 in magnitude; left as it is.
+        weight: ``w``, at least 0.
+        scratch: of the shape of ``sums``, to be overwritten.
 
     Source:
         FedILC, arXiv 2205.09305, the weighted geometric mean over silos.
     """
-    positive_log, negative_log, positive = out.unbind()
-    torch.abs(g, out=negative_log)
-    torch.add(_FLOOR_OVER_CENTRE, negative_log, alpha=1 / CENTRE, out=negative_log)
-    _log_in_place(negative_log)
-    torch.gt(g, 0, out=positive)
-    torch.mul(negative_log, positive, out=positive_log)
-    negative_log.sub_(positive_log)
-    return out
+    library: Any = torch if isinstance(g, Tensor) else np
+    positive_log, negative_log, positive, *signs = scratch
+    library.abs(g, out=negative_log)
+    library.multiply(negative_log, 1 / CENTRE, out=negative_log)
+    library.add(negative_log, FLOOR / CENTRE, out=negative_log)
+    library.log(negative_log, out=negative_log)
+    library.multiply(negative_log, weight, out=negative_log)
+    library.greater(g, 0, out=positive)
+    library.multiply(negative_log, positive, out=positive_log)
+    library.subtract(negative_log, positive_log, out=negative_log)
+    for sign in signs:
+        library.less(g, 0, out=sign)
+        library.subtract(positive, sign, out=sign)
+    library.multiply(scratch[2:], weight, out=scratch[2:])
+    library.add(sums, scratch, out=sums)
 
 
 def group_mean(log_sum: Tensor, weight: Tensor, total: Tensor) -> Tensor:
@@ -82,7 +102,7 @@ def group_mean(log_sum: Tensor, weight: Tensor, total: Tensor) -> Tensor:
 
 
 def geometric_mean(sums: Tensor, total: Tensor) -> Tensor:
-    """The weighted geometric mean [b] of a block, from the weighted sums [3, b] of `log_groups`.
+    """The weighted geometric mean [b] of a block, from the sums [3, b] of `fold_geometric`.
 
     With ``P`` the answers above 0, ``N`` the others, ``w`` an answer's weight, ``W_P`` and ``W_N``
     the groups' weights and ``E = W_P + W_N`` the ``total``::
@@ -112,13 +132,14 @@ def agreement(signs: Tensor, total: Tensor) -> Tensor:
     return signs.abs().div_(total)
 
 
-def _log_in_place(values: Tensor) -> None:
-    """The natural logarithm; on a CPU NumPy's, which takes 0.4 times as long as torch's."""
-    if values.device.type == "cpu":
-        array = values.numpy()
-        np.log(array, out=array)
-    else:
-        values.log_()
+def _fast(tensor: Tensor) -> Array:
+    """The same memory as a NumPy array if it is a CPU's.
+
+    NumPy's logarithm takes 0.4 times as long as torch's. And it computes in the calling thread;
+    torch's threads wait for each other at every pass, which takes tens of times as long where
+    other work keeps the cores busy.
+    """
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -154,12 +175,12 @@ class Accumulator(ABC):
     an integer result (``num_batches_tracked``) is rounded. An answer is only read while it is
     added: nothing of it is changed or kept.
 
-    A new kind says which terms of an answer are summed (`_terms`: how many, in blocks of how many
-    coordinates) and what their weighted sums amount to (`_answer`).
+    A new kind says how many running sums a coordinate has and how many coordinates to take at a
+    time, how an answer is folded into the sums (`_fold_block`), and what they come to (`_answer`).
     """
 
-    def __init__(self, terms: int, block: int, **settings: float) -> None:
-        self._term_count, self._block, self._settings = terms, block, settings
+    def __init__(self, sums: int, block: int, **settings: float) -> None:
+        self._sum_count, self._block, self._settings = sums, block, settings
         self._layouts: dict[str, Layout] = {}
         self._sums: dict[str, Tensor] = {}
         self._scratch: dict[torch.dtype, Tensor] = {}
@@ -195,7 +216,7 @@ class Accumulator(ABC):
         layouts = {name: Layout(array.shape, array.dtype) for name, array in update.items()}
         self._admit(layouts, update)
         for name, array in update.items():
-            self._fold(self._sums[name], array.reshape(-1), weight)
+            self._fold(self._sums[name], array.reshape(-1), float(weight))
         for total in self._totals.values():
             total.add_(weight)
         self._count += 1
@@ -233,12 +254,12 @@ class Accumulator(ABC):
         return {name: self._combine(name) for name in self._sums}
 
     @abstractmethod
-    def _terms(self, g: Tensor, scratch: Tensor) -> Tensor:
-        """The terms [terms, b] of an answer's block ``g`` [b], in ``scratch`` or as a view of g."""
+    def _fold_block(self, sums: Tensor, g: Tensor, weight: float, scratch: Tensor) -> None:
+        """Fold an answer's block ``g`` [b] into its ``sums``; ``scratch`` has the sums' shape."""
 
     @abstractmethod
     def _answer(self, sums: Tensor, total: Tensor) -> Tensor:
-        """A fresh block [b] of the result, from the sums [terms, b] and the total weight."""
+        """A fresh block [b] of the result, from the sums [sums, b] and the total weight."""
 
     def _admit(self, layouts: Mapping[str, Layout], arrays: Mapping[str, Tensor]) -> None:
         """Check an answer's arrays against the first answer's, or make room for the first."""
@@ -247,10 +268,10 @@ class Accumulator(ABC):
             return
         _check_real(layouts)
         self._layouts = dict(layouts)
-        self._sums = {name: self._room(layout, arrays[name].device) for name, layout in layouts.items()}
+        self._sums = {name: self._room(layouts[name], arrays[name].device) for name in layouts}
 
     def _room(self, layout: Layout, device: torch.device) -> Tensor:
-        return _zeros((self._term_count, layout.shape.numel()), layout.sum_dtype, device)
+        return _zeros((self._sum_count, layout.shape.numel()), layout.sum_dtype, device)
 
     def _fold(self, sums: Tensor, flat: Tensor, weight: float) -> None:
         """Fold a flat array block by block, converted to the sums' type and device if need be."""
@@ -260,13 +281,13 @@ class Accumulator(ABC):
         for sum_block, block in zip(sum_blocks, blocks, strict=True):
             scratch = room[:, : block.numel()]
             g = block if as_is else scratch[-1].copy_(block)
-            sum_block.add_(self._terms(g, scratch[:-1]), alpha=weight)
+            self._fold_block(sum_block, g, weight, scratch[:-1])
 
     def _lend(self, sums: Tensor, size: int) -> Tensor:
-        """Scratch for ``size`` coordinates: a row for each term, and one for a converted answer."""
+        """Scratch for ``size`` coordinates: a row for each sum, and one for a converted answer."""
         scratch = self._scratch.get(sums.dtype)
         if scratch is None or scratch.shape[1] < size or scratch.device != sums.device:
-            scratch = self._scratch[sums.dtype] = sums.new_empty(self._term_count + 1, size)
+            scratch = self._scratch[sums.dtype] = sums.new_empty(self._sum_count + 1, size)
         return scratch
 
     def _combine(self, name: str) -> Tensor:
@@ -302,10 +323,10 @@ class Sum(Accumulator):
     """
 
     def __init__(self) -> None:
-        super().__init__(terms=1, block=STREAM_BLOCK)
+        super().__init__(sums=1, block=STREAM_BLOCK)
 
-    def _terms(self, g: Tensor, scratch: Tensor) -> Tensor:
-        return g.unsqueeze(0)
+    def _fold_block(self, sums: Tensor, g: Tensor, weight: float, scratch: Tensor) -> None:
+        fold_sum(sums[0], g, weight)
 
     def _answer(self, sums: Tensor, total: Tensor) -> Tensor:
         return sums[0].clone()
@@ -326,10 +347,10 @@ class ArithmeticMean(Accumulator):
     """
 
     def __init__(self) -> None:
-        super().__init__(terms=1, block=STREAM_BLOCK)
+        super().__init__(sums=1, block=STREAM_BLOCK)
 
-    def _terms(self, g: Tensor, scratch: Tensor) -> Tensor:
-        return g.unsqueeze(0)
+    def _fold_block(self, sums: Tensor, g: Tensor, weight: float, scratch: Tensor) -> None:
+        fold_sum(sums[0], g, weight)
 
     def _answer(self, sums: Tensor, total: Tensor) -> Tensor:
         return sums[0] / total
@@ -339,9 +360,10 @@ class ArithmeticMean(Accumulator):
 class WeightedGeometricMean(Accumulator):
     """The geometric mean of either sign's answers, weighted by how many answers have that sign.
 
-    `geometric_mean` states the formula. Three sums are kept per coordinate, four with a threshold;
-    the result takes as much as one. In float32 it is exact to about 1e-5 for up to 50 answers, by
-    rounding of the sums of logarithms, which grows with the number of answers.
+    `geometric_mean` states the formula. Three sums are kept per coordinate, four with a threshold.
+    In float32, rounded sums of logarithms leave an error of up to 1e-5 of the two groups' terms
+    for 50 answers, growing with their number. Whole numbers are the best weights: where sums of
+    weights are rounded, a group of very small weight loses digits.
 
     >>> mean = WeightedGeometricMean()
     >>> for gradient in ([2.0, 1.0], [8.0, 1.0], [4.0, -1.0]):
@@ -365,14 +387,11 @@ class WeightedGeometricMean(Accumulator):
             fact = f"agreement_threshold is {agreement_threshold}"
             raise AggregationError(f"{fact}; give a fraction in [0, 1].")
         self._masks = agreement_threshold > 0
-        terms = 4 if self._masks else 3
-        super().__init__(terms, CACHE_BLOCK, agreement_threshold=float(agreement_threshold))
+        sums = 4 if self._masks else 3
+        super().__init__(sums, CACHE_BLOCK, agreement_threshold=float(agreement_threshold))
 
-    def _terms(self, g: Tensor, scratch: Tensor) -> Tensor:
-        log_groups(g, scratch[:3])
-        if self._masks:
-            torch.sign(g, out=scratch[3])
-        return scratch
+    def _fold_block(self, sums: Tensor, g: Tensor, weight: float, scratch: Tensor) -> None:
+        fold_geometric(_fast(sums), _fast(g), weight, _fast(scratch))
 
     def _answer(self, sums: Tensor, total: Tensor) -> Tensor:
         mean = geometric_mean(sums[:3], total)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -39,16 +40,18 @@ def moments(loss: ExampleLoss, model: nn.Module, layers: Sequence[nn.Module], ba
     return _general_moments(loss, model, {names[param]: param for param in params}, batch)
 
 
-def linear_moments(inputs: Tensor, derivatives: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def linear_moments(
+    inputs: Float[Tensor, "n d"], derivatives: Float[Tensor, "n k"]
+) -> tuple[tuple[Float[Tensor, "k d"], Float[Tensor, "k d"]], tuple[Float[Tensor, "k"], Float[Tensor, "k"]]]:
     """Moments for one linear layer, whose per-example gradients are outer products.
 
-    With features h_i (rows of ``inputs``, [n, d]) and derivatives r_i = d loss_i / d z_i (rows of ``derivatives``,
-    [n, k]), the weight's gradient is r_i h_i^T and the bias's r_i, so that
+    With features h_i (rows of ``inputs``) and derivatives r_i = d loss_i / d z_i (rows of ``derivatives``), the
+    weight's gradient is r_i h_i^T and the bias's r_i, so that
 
         sum_i r_i h_i^T = R^T H        sum_i (r_i h_i^T)^2 = (R^2)^T H^2
 
     Returns:
-        (sum, sum of squares) for the weight, each [k, d], and for the bias, each [k].
+        (sum, sum of squares) for the weight, and for the bias.
     """
     r, h = derivatives, inputs
     return (r.T @ h, r.square().T @ h.square()), (r.sum(0), r.square().sum(0))

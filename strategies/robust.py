@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Lt
 from flwr.app import RecordDict
+from jaxtyping import Float
 from torch import Tensor
 
 from fedvision.arrays import Named
@@ -25,14 +26,14 @@ BLOCK = 1 << 16
 """Coordinates that are sorted at a time."""
 
 
-def median(stacked: Tensor) -> Tensor:
-    """Median over clients of each coordinate, the mean of the middle two for an even number; [clients, n] -> [n]."""
+def median(stacked: Float[Tensor, "clients n"]) -> Float[Tensor, "n"]:
+    """Median over clients of each coordinate, the mean of the middle two for an even number."""
     ordered, middle = stacked.sort(0).values, len(stacked) // 2
     return ordered[middle] if len(stacked) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def trimmed_mean(stacked: Tensor, fraction: float) -> Tensor:
-    """Mean of each coordinate without the ``fraction`` smallest and largest values; [clients, n] -> [n].
+def trimmed_mean(stacked: Float[Tensor, "clients n"], fraction: float) -> Float[Tensor, "n"]:
+    """Mean of each coordinate without the ``fraction`` smallest and largest values.
 
     Args:
         fraction: in [0, 0.5); floor(fraction * clients) values are cut on either side.
@@ -41,15 +42,15 @@ def trimmed_mean(stacked: Tensor, fraction: float) -> Tensor:
     return stacked.sort(0).values[cut : len(stacked) - cut].mean(0)
 
 
-def krum_scores(vectors: Tensor, byzantine: int) -> Tensor:
+def krum_scores(vectors: Float[Tensor, "clients n"], byzantine: int) -> Float[Tensor, "clients"]:
     """Krum's score of each client: the sum of squared distances to its clients - byzantine - 2 nearest others.
 
     Args:
-        vectors: one flattened model a client, [clients, n].
+        vectors: one flattened model a client.
         byzantine: how many clients may lie, f; clients >= 2 f + 3.
 
     Returns:
-        [clients]; the smallest is the most trustworthy.
+        One score a client; the smallest is the most trustworthy.
     """
     nearest = len(vectors) - byzantine - 2
     squared = torch.stack([(vectors - vector).square().sum(1) for vector in vectors])

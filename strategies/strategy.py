@@ -9,7 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -31,6 +31,7 @@ Records = Mapping[str, Named]
 """Named arrays by record, such as ``{"gradient": {...}, "buffers": {...}}``."""
 
 
+@runtime_checkable
 class Silo(Protocol):
     """What the client half of a strategy works with: one client, holding the global model of this round."""
 
@@ -64,6 +65,7 @@ class Silo(Protocol):
         """One optimizer step a batch, in place; the mean loss seen on the way."""
 
 
+@runtime_checkable
 class Fold(Protocol):
     """Where clients' answers go, one by one; ``strategies.means`` has those that keep only sums."""
 

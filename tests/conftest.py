@@ -1,7 +1,12 @@
-"""What many tests share: a federation of three clients with a few random images, and an experiment on it."""
+"""What many tests share: a federation of three clients with a few random images, an experiment on it, the command line."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,14 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 import pytest
 import torch
 from flwr.clientapp import ClientApp
+from jaxtyping import install_import_hook
 
+# Their annotations, shapes included, are checked at every call. Not those that run while check_learner watches the global
+# generators: beartype draws from Python's to pick the item of a list or dict that it looks at.
+SHAPED = ["strategies.per_example", "strategies.robust"]
+install_import_hook(SHAPED, "beartype.beartype")
+
+from benchmarks import cli
 from fedvision.data import FederatedData
 from fedvision.experiment import Experiment
 from fedvision.grids.in_process import InProcessGrid
@@ -84,3 +96,83 @@ def grid() -> Iterator[InProcessGrid]:
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs draw nothing, which saves most of their time."""
     monkeypatch.setattr("benchmarks.figures.of_run", lambda folder, data: [])
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------
+
+TINY = """\
+# A tiny experiment of the tests.
+name = "mine"
+rounds = 3
+tensorboard = false
+data = { name = "digits" }
+partition = { name = "iid", clients = 3 }
+learner = { name = "classifier", hidden = [6] }
+strategy = { name = "fedsgd" }
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder that holds ``mine.toml`` and nothing else; wide terminal lines."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "mine.toml").write_text(TINY)
+    return tmp_path
+
+
+@pytest.fixture
+def fedvision(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
+    """The command line in this process: arguments -> how it ended. It never shows a traceback."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def command(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["fedvision", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.out + shown.err or "--debug" in arguments
+        return Ended(int(stop.value.code or 0), shown.out, shown.err)
+
+    yield command
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def spawned(here: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """The command line in a process of its own, which ends with the test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def command(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        line = [sys.executable, "-m", "fedvision", *map(str, arguments)]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, cwd=here, env=environment, **options))
+        return processes[-1]
+
+    yield command
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def rows_reach() -> Callable[[subprocess.Popen[str], Path, int], None]:
+    """Wait until a run's record has so many rows."""
+
+    def wait(process: subprocess.Popen[str], folder: Path, rows: int) -> None:
+        file = folder / "rounds.jsonl"
+        while not file.exists() or file.read_bytes().count(b"\n") < rows:
+            assert process.poll() is None, f"the run ended early: {process.communicate()}"
+            time.sleep(0.005)
+
+    return wait

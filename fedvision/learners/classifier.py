@@ -1,8 +1,11 @@
 """Plain classification: the papers' MLP and CNN, or any timm model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,29 +20,21 @@ from fedvision.seeds import global_generators
 from fedvision.settings import Count, Natural, nearest
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Loss per example: binary for one logit, else categorical.
-
-    Args:
-        logits: [n, 1], the log-odds of class 1; or [n, classes].
-        labels: int64 [n].
-
-    Returns:
-        float [n].
-    """
+def cross_entropy(logits: Float[Tensor, "n outputs"], labels: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """Loss per example: binary for one logit, the log-odds of class 1; else categorical."""
     if logits.shape[1] == 1:
         return F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype), reduction="none")
     return F.cross_entropy(logits, labels, reduction="none")
 
 
-def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether each prediction is right, bool [n]; a single logit predicts class 1 when positive."""
+def correct(logits: Float[Tensor, "n outputs"], labels: Int[Tensor, "n"]) -> Bool[Tensor, "n"]:
+    """Whether each prediction is right; a single logit predicts class 1 when positive."""
     predicted = (logits[:, 0] > 0).to(labels.dtype) if logits.shape[1] == 1 else logits.argmax(1)
     return predicted == labels
 
 
-def scores(logits: Tensor) -> Tensor | None:
-    """The log-odds of class 1, [n], for binary tasks; else None."""
+def scores(logits: Float[Tensor, "n outputs"]) -> Float[Tensor, "n"] | None:
+    """The log-odds of class 1 for binary tasks; else None."""
     if logits.shape[1] == 1:
         return logits[:, 0]
     return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else None
@@ -70,7 +65,7 @@ class Classifier(Learner):
         with global_generators(rng):  # torch's and timm's constructors know no others
             return self._model(spec, outputs, rng)
 
-    def loss(self, model: nn.Module, batch: Examples, progress: float, rng: torch.Generator) -> Loss:
+    def loss(self, model: Callable[..., Any], batch: Examples, progress: float, rng: torch.Generator) -> Loss:
         """Mean cross-entropy."""
         return Loss(cross_entropy(model(batch.image), batch.label).mean())
 

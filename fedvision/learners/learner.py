@@ -1,8 +1,9 @@
 """The contract of a learner: what one client learns."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class Learner(ABC):
         """A freshly initialized model for data of this shape; the same generator state gives the same weights."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Examples, progress: float, rng: torch.Generator) -> Loss:
+    def loss(self, model: Callable[..., Any], batch: Examples, progress: float, rng: torch.Generator) -> Loss:
         """The training loss on a batch.
 
         Args:

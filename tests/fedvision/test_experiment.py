@@ -3,9 +3,10 @@ import tomllib
 
 import pytest
 
-from fedvision.data import FederatedData
+from fedvision.data import Spec
 from fedvision.errors import DataError, ExperimentError
 from fedvision.experiment import Experiment, bundled, locate, merged, parse_overrides
+from fedvision.seeds import generator
 
 TABLES = {
     "name": "tiny",
@@ -44,7 +45,8 @@ def test_every_bundled_experiment_loads_and_survives_being_written(name):
 def test_the_quickstart_is_the_papers():
     experiment = Experiment.load("quickstart")
     assert (experiment.data.name, experiment.strategy.name) == ("color-digits", "fedsgd")
-    assert experiment.learner.settings["hidden"] == (390, 390)
+    model = experiment.build_learner().build(Spec((2, 14, 14), 2), generator(0))
+    assert sum(param.numel() for param in model.parameters()) == 306_151
     assert experiment.strategy.settings["server_optimizer"] == {"name": "Adam", "lr": 3e-4, "weight_decay": 1e-2}
 
 
@@ -125,7 +127,7 @@ def test_an_error_names_the_file(tmp_path):
         Experiment.load(file)
 
 
-@pytest.mark.parametrize("missing", ["data", "partition", "learner", "strategy"])
+@pytest.mark.parametrize("missing", ["data", "learner", "strategy"])
 def test_a_missing_table_is_named(missing):
     tables = {key: value for key, value in TABLES.items() if key != missing}
     with pytest.raises(ExperimentError, match=rf"\[{missing}\] is missing; add a table"):
@@ -212,6 +214,22 @@ def test_too_many_clients_for_the_data_are_refused():
 
 def test_the_strategy_draws_its_cohorts_from_the_experiments_seed():
     assert Experiment.from_tables(TABLES | {"seed": 5}).build_strategy().seed == 5
+
+
+def test_replacing_a_class_keeps_the_settings_that_the_new_one_has_too():
+    experiment = Experiment.from_tables(TABLES | {"strategy": {"name": "fedavg", "fraction": 0.5, "epochs": 3}})
+    other = Experiment.load(experiment, {"strategy.name": "fedsgd"})
+    assert other.strategy.settings["fraction"] == 0.5 and "epochs" not in other.strategy.settings
+
+
+def test_without_a_partition_every_environment_is_a_client():
+    tables = {key: value for key, value in TABLES.items() if key != "partition"} | {"data": {"name": "color-digits"}}
+    assert Experiment.from_tables(tables).load_data().num_clients == 5
+
+
+def test_the_default_engine_can_be_refined_without_naming_it():
+    experiment = Experiment.from_tables(TABLES | {"engine": {"device": "cuda:1"}})
+    assert (experiment.engine.name, experiment.engine.settings) == ("in-process", {"device": "cuda:1"})
 
 
 def test_an_experiment_cannot_be_changed():

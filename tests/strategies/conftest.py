@@ -29,13 +29,13 @@ class Federation:
         self.messages: list[tuple[Message, Message]] = []
         self.grid = InProcessGrid(self._client, {}, len(parts))
 
-    def round(self, number: int) -> dict[str, Any]:
-        """Train one round; its metrics."""
+    def round(self, number: int, failures: int = 0) -> dict[str, Any]:
+        """Train one round, in which so many clients fail; its metrics."""
         self.messages = []
         with self.grid:
             messages = self.strategy.configure_train(number, pack(self.arrays), ConfigRecord(), self.grid)
             arrays, metrics = self.strategy.aggregate_train(number, self.grid.send_and_receive(messages))
-        assert not self.strategy.failures, self.strategy.failures
+        assert len(self.strategy.failures) == failures, self.strategy.failures
         self.arrays = {name: tensor.clone() for name, tensor in unpack(arrays).items()}
         return dict(metrics)
 

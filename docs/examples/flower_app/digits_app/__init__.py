@@ -1,0 +1,1 @@
+"""A plain Flower app that borrows one strategy from FedVision."""

@@ -1,0 +1,30 @@
+"""The ClientApp: the strategy's client half does the training, everything around it is plain Flower."""
+
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients.silo import Silo
+from digits_app.task import DigitReader, examples_of, new_model
+from fedvision.arrays import unpack
+from fedvision.evaluation import evaluate as measure
+from fedvision.evaluation import load
+from strategies.geometric import Geometric
+from strategies.strategy import reply
+
+app = ClientApp()
+learner, model, strategy = DigitReader(), new_model(), Geometric()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    examples, _ = examples_of(context.node_config["partition-id"], context.node_config["num-partitions"])
+    silo = Silo(learner, model, unpack(message.content["arrays"]), examples, context.state)
+    return reply(message, strategy.client_update(silo, message.content), len(examples))
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    _, examples = examples_of(context.node_config["partition-id"], context.node_config["num-partitions"])
+    load(model, unpack(message.content["arrays"]))
+    metrics = MetricRecord({"num-examples": len(examples), **measure(learner, model, examples)})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
