@@ -16,8 +16,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 setup: $(VENV)/.installed ## create .venv with the pinned versions
 
-demo: setup ## compare two strategies on five silos of handwritten digits
-	$(BIN)/fedvision bench quickstart
+demo: setup ## compare the FedILC paper's six strategies on embedded data, in small
+	$(BIN)/fedvision bench fedilc --quick --out bench/demo
 
 test: setup ## run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -31,8 +31,8 @@ check: setup ## lint, types and import contracts
 bench: setup ## measure the aggregation against reading its inputs once
 	$(BIN)/python -m benchmarks.aggregation
 
-docs: setup ## make the tables and pictures of docs/ anew
-	$(BIN)/fedvision bench quickstart --seeds 5 --out docs/results/quickstart
+docs: setup ## make the tables and pictures of docs/ anew (about half an hour)
+	$(BIN)/fedvision bench fedilc --out docs/results/fedilc
 
 clean: ## remove what the tools cached; runs/ and bench/ stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -4,6 +4,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -44,9 +46,6 @@ def main() -> None:
     except FedVisionError as error:
         _complain(str(error), debug)
         sys.exit(FAILED)
-    except KeyboardInterrupt:
-        complaints.print("stopped; everything up to the last checkpoint is kept, go on with [bold]--resume[/]")
-        sys.exit(INTERRUPTED)
     except Exception as error:
         _complain(f"{type(error).__name__}: {error}\n(this is not an error that FedVision expects; --debug shows where it happened)", debug)
         sys.exit(FAILED)
@@ -72,7 +71,10 @@ def run(
     from fedvision.experiment import Experiment, parse_overrides
 
     resolved = Experiment.load(experiment, parse_overrides(overrides or []))
-    with display.of_rounds(console, resolved) as on_round:
+    with (
+        _interruptible("everything up to the last checkpoint is kept; go on with --resume"),
+        display.of_rounds(console, resolved) as on_round,
+    ):
         done = runs.run(resolved, initial=initial, out=out, resume=resume, on_round=on_round)
     display.print_summary(console, done)
     failed = int(done.rounds["failures"].sum())
@@ -98,7 +100,8 @@ def bench(
 
     loaded = Suite.load(suite, quick, seeds, parse_overrides(overrides or [])).only(only or [])
     path = out or Path("bench") / loaded.name
-    with display.of_cells(console, loaded, path) as on_progress:
+    advice = "finished runs are kept; the same command goes on"
+    with _interruptible(advice), display.of_cells(console, loaded, path) as on_progress:
         results = bench.bench(loaded, path, jobs, on_progress)
     report.print_tables(console, results)
     for file in report.write(results):
@@ -121,6 +124,23 @@ def report(
     if len(done) > 1:
         curves = figures.comparison(display.named(done), {"test_loss": "test loss", "test_accuracy": "test accuracy"})
         console.print(f"picture: {figures.save(curves, Path('comparison.png'))}", soft_wrap=True)
+
+
+@app.command()
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    silos: Annotated[tuple[int, int], typer.Option(help="The two silos, by partition id.")] = (0, 1),
+    epsilon: Annotated[float, typer.Option(help="How much a silo's loss may differ to count as unchanged.")] = 0.01,
+    radius: Annotated[float, typer.Option(help="How far from the model to look, as a share of its norm.")] = 0.1,
+) -> None:
+    """Score how inconsistent two silos are at a run's final model, by the FedILC paper's inconsistency score."""
+    from benchmarks import diagnosis
+
+    found = diagnosis.diagnose(run, silos, epsilon, radius=radius)
+    a, b = silos
+    console.print(f"inconsistency score of silos {a} and {b}: at least {found.score:.4f} (epsilon {epsilon:g}, radius {radius:g})")
+    console.print(f"  where silo {a}'s loss is unchanged, silo {b}'s differs from it by up to {found.within_a:.4f}")
+    console.print(f"  where silo {b}'s loss is unchanged, silo {a}'s differs from it by up to {found.within_b:.4f}")
 
 
 @app.command("list")
@@ -156,6 +176,16 @@ def doctor() -> None:
     from benchmarks import doctor
 
     raise typer.Exit(doctor.examine(console))
+
+
+@contextmanager
+def _interruptible(advice: str) -> Iterator[None]:
+    """End with its own exit status and a word of advice when Ctrl-C or SIGTERM stops the block."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        complaints.print(f"stopped; {advice}")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _complain(message: str, debug: bool) -> None:

@@ -14,6 +14,7 @@ def diagnose(
     silos: tuple[int, int],
     epsilon: float = 0.01,
     *,
+    radius: float = 0.1,
     steps: int = 50,
     starts: int = 1,
     data: FederatedData | None = None,
@@ -24,6 +25,7 @@ def diagnose(
         run: the folder of a finished run.
         silos: two different clients, by number.
         epsilon: how much a silo's loss may differ to be taken for the same, above 0; in units of the loss.
+        radius: how far from the model to look, as a share of its norm.
         steps: of each gradient search; see ``fedvision.inconsistency``.
         starts: how many searches begin from differently disturbed models.
         data: what the run was given instead of the data set that its experiment names.
@@ -33,14 +35,14 @@ def diagnose(
     """
     done = Run.open(run)
     if done.manifest.get("status") != "finished":
-        raise RunError(f"the run in {run} is {done.manifest.get('status', 'damaged')}; go on with --resume until it has finished")
+        raise RunError(f"the run in {run} has not finished (status: {done.manifest.get('status')}); go on with --resume first")
     assembly = Assembly.of(done.experiment, data)
     digest = done.manifest["data"]["digest"]
     if assembly.data.digest != digest:
         raise RunError(f"the run in {run} was made with other data ({digest}) than this ({assembly.data.digest}); give that as `data`")
     a, b = _examples(assembly.data, silos)
     with threads(done.experiment.threads):
-        return inconsistency(assembly.learner, assembly.model, done.state, a, b, epsilon=epsilon, steps=steps, starts=starts)
+        return inconsistency(assembly.learner, assembly.model, done.state, a, b, epsilon=epsilon, radius=radius, steps=steps, starts=starts)
 
 
 def _examples(data: FederatedData, silos: tuple[int, int]) -> tuple[Examples, Examples]:

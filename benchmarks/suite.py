@@ -40,7 +40,7 @@ class Column:
     """One experiment of a suite.
 
     Attributes:
-        experiment: a file or a bundled name.
+        experiment: a file, beside the suite's or in the current folder, or a bundled name.
         title: how the tables call it.
         set: overrides by dotted key.
         offer: strategy settings for every row whose strategy has them, such as the server's optimizer.
@@ -134,6 +134,8 @@ class Suite:
         tables: what is reported.
         sweeps: what is varied.
         quick: overrides of this suite's own keys for ``--quick``.
+        overrides: for every experiment, by dotted key.
+        home: folder of the suite's file.
     """
 
     name: str
@@ -145,6 +147,7 @@ class Suite:
     sweeps: list[Sweep] = field(default_factory=list)
     quick: Table = field(default_factory=dict)
     overrides: Table = field(default_factory=dict)
+    home: Path = Path()
 
     @classmethod
     def load(cls, suite: str | Path, quick: bool = False, seeds: int | None = None, overrides: Mapping[str, Any] | None = None) -> "Suite":
@@ -169,8 +172,8 @@ class Suite:
         if seeds is not None:
             tables["seeds"] = seeds
         _check_parts(tables, str(suite))
-        loaded = cls(**settings.resolve(cls, tables, str(suite), without=frozenset({"overrides"})))
-        return replace(loaded, overrides=dict(overrides or {}))._checked()
+        loaded = cls(**settings.resolve(cls, tables, str(suite), without=frozenset({"overrides", "home"})))
+        return replace(loaded, overrides=dict(overrides or {}), home=path.parent)._checked()
 
     def only(self, names: Sequence[str]) -> "Suite":
         """This suite with only the rows and columns in ``names``; naming no row (or no column) keeps them all."""
@@ -205,9 +208,14 @@ class Suite:
         """The tables of a column's experiment, and the column's overrides; on real data once ``data.root`` says where."""
         root = self.overrides.get("data.root")
         if root is None or column.real is None:
-            return Experiment.load(column.experiment).tables(), column.set
+            return self._load(column.experiment), column.set
         placed = {key: value.format(root=root) if isinstance(value, str) else value for key, value in column.real_set.items()}
-        return Experiment.load(column.real).tables(), placed
+        return self._load(column.real), placed
+
+    def _load(self, experiment: str) -> dict[str, Any]:
+        """The tables of an experiment, found beside the suite's file, in the current folder, or by its bundled name."""
+        beside = self.home / experiment
+        return Experiment.load(beside if beside.is_file() else experiment).tables()
 
     def _applies(self, key: str, column: Column, row: Row) -> bool:
         """Whether an override is for the runs of ``column`` and ``row``: a setting only where the strategy or the data set has it."""

@@ -2,15 +2,18 @@
 
     max_{|L_A(w) - L_A(w*)| <= epsilon}  |L_B(w) - L_A(w*)|        and the same with A and B exchanged
 
-A level set of a network's loss cannot be searched exhaustively. From w* a gradient search climbs within it: along the
-gradient of L_B, projected on the tangent of the level set once its border is reached, and back inside by Newton's
-method. So the score is a lower bound of the true maximum; more steps and more starts tighten it, and only scores that
-were found with the same of both compare.
+A network's level sets reach to infinity, and so does this maximum: far away there is always a model that A cannot tell
+from w* and that B cannot use. So w is confined to a ball around w*. Within level set and ball a gradient search climbs
+from w*: along the gradient of L_B, less what would lead through the border, and back inside by Newton's method. What it
+finds is a lower bound of the maximum. More steps and more starts tighten it; only scores that were found with the same
+settings compare.
 """
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +26,28 @@ from fedvision.evaluation import BATCH, load
 from fedvision.learners.learner import Learner
 from fedvision.seeds import generator, global_generators
 
-Risk = Callable[[Tensor], tuple[float, Tensor]]
-"""All trainable parameters as one vector [d] -> a silo's loss there, and its gradient [d]."""
+
+class Local(NamedTuple):
+    """A loss at one point, and its gradient [d] there."""
+
+    value: float
+    slope: Tensor
+
+
+Risk = Callable[[Tensor], Local]
+"""A silo's loss as a function of all trainable parameters in one vector [d]."""
 
 BORDER = 1e-3
-"""Within this share of epsilon of its border, the level set is taken to end."""
+"""Within this share of epsilon from its border a level set is taken to end: Newton's method does not land on it exactly."""
 
 MARGIN = 1e-6
-"""How far inside the border, as a share of epsilon, Newton's method aims: it may not end outside by rounding."""
+"""How far inside the border of the level set, as a share of epsilon, Newton's method aims; the same for the ball's border."""
 
 CORRECTIONS = 8
-"""Newton's steps back into the level set; what is still outside then is a step too far."""
+"""Newton's steps back into the level set; what is still outside then was a step too far."""
 
 FIRST, SHORTEST = 0.01, 1e-8
-"""How long the first step is, and below what length a search ends; as a share of |w|, or absolute where |w| < 1."""
+"""How long the first step is, and below what length a search ends; as shares of |w*|, or of 1 where |w*| is less."""
 
 LONGER, SHORTER = 1.5, 0.3
 """How the length of a step changes after one that improved, and one that did not."""
@@ -61,7 +72,16 @@ class Inconsistency:
 
 
 def inconsistency(
-    learner: Learner, model: nn.Module, arrays: Named, a: Examples, b: Examples, *, epsilon: float, steps: int = 100, starts: int = 1
+    learner: Learner,
+    model: nn.Module,
+    arrays: Named,
+    a: Examples,
+    b: Examples,
+    *,
+    epsilon: float,
+    radius: float = 0.1,
+    steps: int = 100,
+    starts: int = 1,
 ) -> Inconsistency:
     """The inconsistency score of two silos at a model; the same at every call.
 
@@ -72,28 +92,32 @@ def inconsistency(
         a: one silo's examples.
         b: the other's.
         epsilon: how much a loss may differ from its value at w* to be taken for the same; above 0.
-        steps: of each search, at least 0; there are four for each start.
-        starts: how many searches begin from differently disturbed models, at least 1.
+        radius: how far from w* to look, as a share of |w*| (or of 1, where |w*| is less); above 0, infinite for anywhere.
+        steps: of each search; there are four for each start.
+        starts: how many differently disturbed models to search from.
 
     Raises:
-        ExperimentError: ``epsilon`` is not above 0.
+        ExperimentError: ``epsilon`` or ``radius`` is not above 0.
         RunError: a loss at w* is not finite.
 
     Source: FedILC, arXiv 2205.09305; Parascandolo et al., arXiv 2009.00329, section 2.1.
-    Differs: found by a gradient search, a lower bound. It follows a path from w*, as the latter paper demands that the
-        level set be connected to w*, but does not check that no step leaps over a gap.
+    Differs: within a ball, and a lower bound. The search follows a path from w*, as the latter paper asks the level set
+        to be connected to w*, but does not check that no step leaps over a gap.
     """
-    if not epsilon > 0:
-        raise ExperimentError(f"epsilon = {epsilon}: expected a number > 0")
+    for name, setting in (("epsilon", epsilon), ("radius", radius)):
+        if not setting > 0:
+            raise ExperimentError(f"{name} = {setting}: expected a number > 0")
     model = copy.deepcopy(model).double()
     load(model, arrays)
     model.eval()
     risk_a, risk_b = risk(learner, model, a), risk(learner, model, b)
     w = parameters_to_vector(_trainable(model)).detach()
-    for name, of_silo in (("first", risk_a), ("second", risk_b)):
-        if not torch.tensor(of_silo(w)[0]).isfinite():
-            raise RunError(f"the {name} silo's loss is {of_silo(w)[0]}; give a model whose training did not diverge")
-    return Inconsistency(farthest(risk_a, risk_b, w, epsilon, steps, starts), farthest(risk_b, risk_a, w, epsilon, steps, starts))
+    at_a, at_b = risk_a(w).value, risk_b(w).value
+    if not math.isfinite(at_a + at_b):
+        raise RunError(f"the silos' losses are {at_a} and {at_b}; give a model whose training did not diverge")
+    reach = radius * _scale(w)
+    within_a, within_b = Region(risk_a, w, at_a, epsilon, reach), Region(risk_b, w, at_b, epsilon, reach)
+    return Inconsistency(farthest(within_a, risk_b, steps, starts), farthest(within_b, risk_a, steps, starts))
 
 
 def risk(learner: Learner, model: nn.Module, examples: Examples) -> Risk:
@@ -104,7 +128,7 @@ def risk(learner: Learner, model: nn.Module, examples: Examples) -> Risk:
     widened = Examples({name: values.double() if values.is_floating_point() else values for name, values in examples.fields.items()})
     view, params = learner.train_view(widened, generator(0, "inconsistency", "view")), _trainable(model)
 
-    def value_and_gradient(w: Tensor) -> tuple[float, Tensor]:
+    def at(w: Tensor) -> Local:
         vector_to_parameters(w, params)
         value, slope, rng = 0.0, torch.zeros_like(w), generator(0, "inconsistency", "loss")
         with global_generators(rng):
@@ -112,89 +136,103 @@ def risk(learner: Learner, model: nn.Module, examples: Examples) -> Risk:
                 loss = learner.loss(model, batch, 1.0, rng).total * (len(batch) / len(view))
                 value += loss.item()
                 slope += parameters_to_vector(torch.autograd.grad(loss, params, materialize_grads=True))
-        return value, slope
+        return Local(value, slope)
 
-    return value_and_gradient
+    return at
 
 
-def farthest(inside: Risk, outside: Risk, w: Tensor, epsilon: float, steps: int, starts: int) -> float:
-    """The largest |L_B - L_A(w*)| found in the level set of L_A: L_B is searched both upwards and downwards.
+@dataclass(frozen=True)
+class Region:
+    """Where to look: the level set |L - L(w*)| <= epsilon of one silo, within a ball around w*.
 
-    Args:
-        inside: L_A.
-        outside: L_B.
-        w: w*, [d].
+    Attributes:
+        risk: L.
+        center: w*, [d].
+        level: L(w*).
         epsilon: half the height of the level set.
-        steps: of each search.
-        starts: how many disturbances of w* to search from.
+        radius: of the ball.
     """
-    anchor = inside(w)[0]
-    found = [abs(outside(w)[0] - anchor)]
+
+    risk: Risk
+    center: Tensor
+    level: float
+    epsilon: float
+    radius: float
+
+    def entered(self, w: Tensor) -> tuple[Tensor, Local] | None:
+        """``w`` moved into the region, and L there; None if Newton's method does not get it into the level set."""
+        for _ in range(CORRECTIONS):
+            w = self._clipped(w)
+            here = self.risk(w)
+            excess, steepness = here.value - self.level, float(here.slope @ here.slope)
+            if abs(excess) <= self.epsilon:
+                return w, here
+            if not 0 < steepness < math.inf:
+                return None
+            w = w - (excess - math.copysign(self.epsilon * (1 - MARGIN), excess)) / steepness * here.slope
+        return None
+
+    def walls(self, w: Tensor, here: Local) -> list[Tensor]:
+        """Outward normals [d] of the borders that ``w`` stands at."""
+        excess, away = here.value - self.level, w - self.center
+        walls = [math.copysign(1, excess) * here.slope] if abs(excess) >= (1 - BORDER) * self.epsilon else []
+        return walls + ([away] if away.norm() >= (1 - MARGIN) * self.radius else [])
+
+    def disturbed(self, start: int) -> Tensor:
+        """The center moved a little in a random direction, in case L is flat there; itself where it may not be moved."""
+        noise = torch.randn(len(self.center), generator=generator(0, "inconsistency", "start", start), dtype=torch.float64)
+        step: Tensor = noise.to(self.center.device) / noise.norm()
+        length = min(FIRST * _scale(self.center), self.radius)
+        while length > SHORTEST * _scale(self.center):
+            if abs(self.risk(self.center + length * step).value - self.level) <= self.epsilon / 2:
+                return self.center + length * step
+            length *= SHORTER
+        return self.center
+
+    def _clipped(self, w: Tensor) -> Tensor:
+        away = w - self.center
+        distance = float(away.norm())
+        return w if distance <= self.radius else self.center + self.radius / distance * away
+
+
+def farthest(region: Region, other: Risk, steps: int, starts: int) -> float:
+    """The largest |other's loss - L(w*)| found in a region; other's loss is searched both upwards and downwards."""
+    found = [abs(other(region.center).value - region.level)]
     for start in range(starts):
-        disturbed = _disturbed(inside, w, anchor, epsilon, start)
-        found += [climb(inside, outside, disturbed, anchor, epsilon, steps, sign) for sign in (1, -1)]
+        w = region.disturbed(start)
+        found += [climb(region, other, w, steps, sign) for sign in (1, -1)]
     return max(found)
 
 
-def climb(inside: Risk, outside: Risk, w: Tensor, anchor: float, epsilon: float, steps: int, sign: int) -> float:
-    """The largest sign * (L_B - anchor) on a way upwards from ``w``, which lies in |L_A - anchor| <= epsilon."""
-    (level, normal), (value, slope) = inside(w), outside(w)
-    best, length = sign * (value - anchor), FIRST * max(float(w.norm()), 1.0)
+def climb(region: Region, other: Risk, w: Tensor, steps: int, sign: int) -> float:
+    """The largest sign * (other's loss - L(w*)) on a way upwards from ``w``, which lies in the region."""
+    here, there, length = region.risk(w), other(w), FIRST * _scale(region.center)
     for _ in range(steps):
-        direction = tangential(sign * slope, normal, (level - anchor) / epsilon)
-        if not direction.norm() > 0 or length < SHORTEST * max(float(w.norm()), 1.0):
+        direction = tangential(sign * there.slope, region.walls(w, here))
+        if not direction.norm() > 0 or length < SHORTEST * _scale(region.center):
             break
-        candidate, there = corrected(inside, w + length * direction / direction.norm(), anchor, epsilon)
-        value, slope_there = outside(candidate) if there else (torch.nan, slope)
-        if there and sign * (value - anchor) > best:
-            w, (level, normal), slope, best, length = candidate, there, slope_there, sign * (value - anchor), length * LONGER
+        entered = region.entered(w + length * direction / direction.norm())
+        beyond = None if entered is None else other(entered[0])
+        if entered is not None and beyond is not None and sign * beyond.value > sign * there.value:
+            (w, here), there, length = entered, beyond, length * LONGER
         else:
             length *= SHORTER
-    return best
+    return sign * (there.value - region.level)
 
 
-def tangential(direction: Tensor, normal: Tensor, height: float) -> Tensor:
-    """``direction`` [d], less its part along ``normal`` [d] where that would leave the level set.
-
-    Args:
-        direction: the way upwards.
-        normal: the gradient of the loss whose level set it is.
-        height: where between the level set's borders, -1 and 1.
-    """
-    outward = direction @ normal * (1 if height > 0 else -1)
-    if abs(height) < 1 - BORDER or outward <= 0:
-        return direction
-    return direction - (direction @ normal / (normal @ normal)) * normal
+def tangential(direction: Tensor, walls: Iterable[Tensor]) -> Tensor:
+    """``direction`` [d], less what would lead through any of the walls, given by their outward normals [d]."""
+    kept: list[Tensor] = []
+    for wall in walls:
+        normal = wall - sum((wall @ unit * unit for unit in kept), start=torch.zeros_like(wall))
+        if direction @ normal > 0:
+            kept.append(normal / normal.norm())
+            direction = direction - direction @ kept[-1] * kept[-1]
+    return direction
 
 
-def corrected(inside: Risk, w: Tensor, anchor: float, epsilon: float) -> tuple[Tensor, tuple[float, Tensor] | None]:
-    """``w`` moved back into |L_A - anchor| <= epsilon along the gradient of L_A.
-
-    Returns:
-        The point, and L_A and its gradient there; None if Newton's method does not get there.
-    """
-    for _ in range(CORRECTIONS):
-        level, normal = inside(w)
-        excess, steepness = level - anchor, float(normal @ normal)
-        if abs(excess) <= epsilon:
-            return w, (level, normal)
-        if not 0 < steepness < torch.inf:
-            break
-        border = epsilon * (1 - MARGIN) * (1 if excess > 0 else -1)
-        w = w - (excess - border) / steepness * normal
-    return w, None
-
-
-def _disturbed(inside: Risk, w: Tensor, anchor: float, epsilon: float, start: int) -> Tensor:
-    """The model w* moved a little in a random direction, out of a place where L_B may be flat, within the level set."""
-    noise = torch.randn(len(w), generator=generator(0, "inconsistency", "start", start), dtype=w.dtype).to(w.device)
-    length = FIRST * max(float(w.norm()), 1.0)
-    for _ in range(40):
-        moved: Tensor = w + length * noise / noise.norm()
-        if abs(inside(moved)[0] - anchor) <= epsilon / 2:
-            return moved
-        length *= SHORTER
-    return w
+def _scale(w: Tensor) -> float:
+    return max(float(w.norm()), 1.0)
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

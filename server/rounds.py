@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedvision.arrays import Named, pack, unpack
@@ -154,7 +154,8 @@ COLUMNS = [
 
 def complete(row: Row) -> Row:
     """``row`` with every column of ``COLUMNS``, NaN where nothing was measured."""
-    return {column: row.get(column, math.nan) for column in COLUMNS} | row
+    measured = {key: math.nan if value is None else value for key, value in row.items()}
+    return dict.fromkeys(COLUMNS, math.nan) | measured
 
 
 def rows_of(rows: Iterable[Row]) -> Iterator[Row]:

@@ -177,10 +177,6 @@ class Strategy(FlowerStrategy):
         """In the client: the answer to ``prepare``'s question."""
         raise AggregationError(f"{type(self).__name__} asks its clients for no statistics")
 
-    def round_metrics(self) -> dict[str, float]:
-        """At the server: what else to record of the round."""
-        return {}
-
     def state(self) -> dict[str, Any]:
         """What the server must remember between rounds: nested dicts and lists of tensors, numbers and text."""
         return {}
@@ -217,7 +213,7 @@ class Strategy(FlowerStrategy):
         aggregates = {name: accumulator.result() for name, accumulator in accumulators.items() if accumulator.count}
         following = {**self._arrays, **aggregates.pop("buffers", {})}
         following.update(self.server_update(self._arrays, aggregates))
-        return pack(following), MetricRecord({**means.result(), **self.round_metrics()})
+        return pack(following), MetricRecord({**means.result()})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """One message to each client that evaluates in this round."""

@@ -182,7 +182,9 @@ def test_no_large_file_is_in_the_repository():
 def test_every_bundled_experiment_begins_with_a_line_for_the_list():
     for path in sorted((ROOT / "benchmarks" / "experiments").glob("*.toml")):
         first = path.read_text().splitlines()[0]
-        assert first.startswith("# ") and first.endswith((".", ":")), f"{path.name} begins with {first!r}, not with a comment that is a sentence"
+        assert first.startswith("# ") and first.endswith((".", ":")), (
+            f"{path.name} begins with {first!r}, not with a comment that is a sentence"
+        )
 
 
 def test_every_module_says_what_it_is():
@@ -218,7 +220,8 @@ from fedvision.grids.in_process import InProcessGrid
 
 app = tomllib.loads(open(sys.argv[1] + "/pyproject.toml").read())["tool"]["flwr"]["app"]
 sys.path.insert(0, sys.argv[1])
-server, client = (getattr(importlib.import_module(name.split(":")[0]), name.split(":")[1]) for name in sorted(app["components"].values(), reverse=True))
+names = [app["components"][kind].split(":") for kind in ("serverapp", "clientapp")]
+server, client = (getattr(importlib.import_module(module), attribute) for module, attribute in names)
 config = app.get("config", {}) | {"rounds": 2}
 with InProcessGrid(client, config, int(config.get("clients", 3))) as grid:
     server(grid, Context(1, 0, {}, RecordDict(), config))

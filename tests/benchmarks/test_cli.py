@@ -1,10 +1,12 @@
+import io
 import signal
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
-from benchmarks import cli, run
+from benchmarks import cli, display, run
 from fedvision import registry
 from fedvision.experiment import bundled
 from server.folder import RunFolder
@@ -19,8 +21,9 @@ try:
     main()
 except SystemExit as stop:
     assert not stop.code, stop.code
-heavy = {{name.partition(".")[0] for name in sys.modules}} & {{"torch", "flwr", "numpy", "pandas", "matplotlib", "sklearn", "timm", "pydantic"}}
-assert not heavy, sorted(heavy)
+heavy = {{"torch", "flwr", "numpy", "pandas", "matplotlib", "sklearn", "timm", "pydantic"}}
+imported = heavy & {{name.partition(".")[0] for name in sys.modules}}
+assert not imported, sorted(imported)
 """
 
 
@@ -158,7 +161,7 @@ def test_what_nobody_expected_is_one_message_too(fedvision, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_says_how_to_go_on_and_goes_on(here, spawned, rows_reach, no_figures, number):
-    process = spawned("run", "mine.toml", "--set=rounds=150", "--out", "stopped")
+    process = spawned("run", "mine.toml", "--set=rounds=80", "--out", "stopped")
     rows_reach(process, here / "stopped", 5)
     process.send_signal(number)
     out, err = process.communicate()
@@ -167,7 +170,16 @@ def test_a_run_that_is_stopped_says_how_to_go_on_and_goes_on(here, spawned, rows
     assert "--resume" in err and "last checkpoint is kept" in err
     folder = RunFolder(here / "stopped")
     assert folder.read_manifest()["status"] == "interrupted" and not folder.model.exists()
-    done = run("mine.toml", {"rounds": 150}, out="stopped", resume=True)
-    whole = run("mine.toml", {"rounds": 150}, out="whole")
+    done = run("mine.toml", {"rounds": 80}, out="stopped", resume=True)
+    whole = run("mine.toml", {"rounds": 80}, out="whole")
     assert (done.path / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()
     assert done.rounds.drop(columns="seconds").equals(whole.rounds.drop(columns="seconds"))
+
+
+def test_a_terminal_shows_a_live_bar(experiment):
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with display.of_rounds(console, experiment()) as on_round:
+        for number in range(4):
+            on_round({"round": number, "test_loss": 0.25, "clients": 3, "failures": 0})
+    shown = console.file.getvalue()
+    assert "\x1b[" in shown and "3/3" in shown and "0.2500" in shown

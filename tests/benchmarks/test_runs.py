@@ -172,7 +172,7 @@ def test_weights_of_another_model_are_refused(experiment, federated, tmp_path, n
 
 
 def test_missing_weights_are_refused_before_anything_starts(experiment, federated, tmp_path):
-    with pytest.raises(RunError, match="absent.safetensors: not a readable safetensors file"):
+    with pytest.raises(RunError, match=r"absent.safetensors: not a readable safetensors file"):
         run(experiment(), data=federated, initial=tmp_path / "absent.safetensors", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -317,14 +317,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(here, spawned, rows_re
     }  # fmt: skip
     whole = run("mine.toml", changes, out="whole")
     settings = [f"--set={key}={value}" for key, value in changes.items()]
-    reached = 0
-    for attempt in range(2):
-        process = spawned("run", "mine.toml", *settings, "--out", "killed", *(["--resume"] if attempt else []))
-        reached += random.randint(2, 20)
-        rows_reach(process, here / "killed", reached)
-        time.sleep(random.uniform(0, 0.03))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    process = spawned("run", "mine.toml", *settings, "--out", "killed")
+    rows_reach(process, here / "killed", random.randint(1, 40))
+    time.sleep(random.uniform(0, 0.05))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     assert RunFolder(here / "killed").read_manifest()["status"] == "running"
     done = run("mine.toml", changes, out="killed", resume=True)
     assert untimed(done.path) == untimed(whole.path)

@@ -1,13 +1,15 @@
 """Each wrong input ends in one clear message without a traceback and a status that is not 0; nothing is lost."""
 
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
-from benchmarks import run
+from benchmarks import Run, run
 from fedvision.errors import RunError
 from server.checkpoint import save_tensors
 from server.record import read_rows
@@ -31,9 +33,15 @@ def breaks():
 """
 
 WRONG = {
-    "an unknown experiment": (["quickstat"], "no experiment 'quickstat': neither a file nor a bundled experiment; did you mean 'quickstart'?"),
+    "an unknown experiment": (
+        ["quickstat"],
+        "no experiment 'quickstat': neither a file nor a bundled experiment; did you mean 'quickstart'?",
+    ),
     "a misspelt key": (["mine.toml", "--set", "ruonds=3"], "mine.toml: ruonds: no such key; did you mean 'rounds'?"),
-    "a misspelt setting": (["mine.toml", "--set", "strategy.fractoin=0.5"], "mine.toml: strategy.fractoin: FedSGD has no such setting; did you mean 'fraction'?"),
+    "a misspelt setting": (
+        ["mine.toml", "--set", "strategy.fractoin=0.5"],
+        "mine.toml: strategy.fractoin: FedSGD has no such setting; did you mean 'fraction'?",
+    ),
     "a wrong type": (["mine.toml", "--set", "rounds=many"], "experiment.rounds = 'many': expected whole number >= 0"),
     "a value out of range": (["mine.toml", "--set", "strategy.fraction=1.5"], "strategy.fraction = 1.5: expected number > 0 and <= 1"),
     "an unknown strategy": (["mine.toml", "--set", "strategy.name=fedsdg"], "unknown strategy 'fedsdg'; did you mean 'fedsgd'?"),
@@ -48,7 +56,10 @@ WRONG = {
     "a device that is not there": (["mine.toml", "--set", "engine.device=cuda:99"], "engine.device = 'cuda:99' cannot be used"),
     "no device at all": (["mine.toml", "--set", "engine.device=toaster"], "engine.device = 'toaster' cannot be used"),
     "too many clients for the data": (["mine.toml", "--set", "partition.clients=2000"], "clients = 2000 is more than the"),
-    "more clients wanted than there are": (["mine.toml", "--set", "strategy.min_clients=4"], "3 clients are connected, strategy.min_clients = 4"),
+    "more clients wanted than there are": (
+        ["mine.toml", "--set", "strategy.min_clients=4"],
+        "3 clients are connected, strategy.min_clients = 4",
+    ),
     "a model for images on vectors": (["mine.toml", "--set", "learner.model=cnn"], "learner.hidden = [6]: the cnn has three convolutions"),
     "images that are too small": (["mine.toml", "--set", "learner.model=cnn", "--set", "learner.hidden=[8, 8, 8]"], "at least 14x14"),
     "a client without examples": (["mine.toml", "--set", "data.name=bad_data:one_empty"], "hold no training example"),
@@ -60,7 +71,7 @@ WRONG = {
     "a folder of something else": (["mine.toml", "--out", "full"], "full is not empty and holds no run; choose another folder with --out"),
     "a folder that is a file": (["mine.toml", "--out", "mine.toml"], "mine.toml is a file"),
     "a folder within a file": (["mine.toml", "--out", "mine.toml/run"], "cannot be written"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -156,7 +167,9 @@ def replaced_by_a_model(file: Path) -> None:
     save_tensors(file, {"hidden1.weight": torch.zeros(6, 64)})
 
 
-@pytest.mark.parametrize("spoil", [truncated, emptied, garbled, replaced_by_a_folder, replaced_by_a_model], ids=lambda spoil: spoil.__name__)
+@pytest.mark.parametrize(
+    "spoil", [truncated, emptied, garbled, replaced_by_a_folder, replaced_by_a_model], ids=lambda spoil: spoil.__name__
+)
 def test_a_damaged_checkpoint_is_refused_and_nothing_else_is_lost(fedvision, stopped, spoil):
     file, rows = stopped / "checkpoint.safetensors", (stopped / "rounds.jsonl").read_bytes()
     backup = file.read_bytes()
@@ -187,12 +200,17 @@ def test_a_checkpoint_of_another_run_in_the_right_folder_is_refused(fedvision, s
 # ---- a full disk ----------------------------------------------------------------------------------------------------
 
 
-def full_from(kilobytes: int):
-    """Files of this process cannot grow beyond so many kilobytes: the system refuses to write, as on a full disk."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes,) * 2)
+@contextmanager
+def full_from(kilobytes: int) -> Iterator[None]:
+    """Files cannot grow beyond so many kilobytes: the system refuses to write more, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "kilobytes", "rows"),
     [
@@ -202,21 +220,24 @@ def full_from(kilobytes: int):
     ],
     ids=["rows", "checkpoint", "events"],
 )
-def test_a_full_disk_stops_the_run_and_nothing_is_lost(here, spawned, no_figures, settings, kilobytes, rows):
+def test_a_full_disk_stops_the_run_and_nothing_is_lost(here, fedvision, no_figures, settings, kilobytes, rows):
     written = [f"--set={key}={str(value).lower()}" for key, value in settings.items()]
-    process = spawned("run", "mine.toml", *written, "--out", "full", preexec_fn=full_from(kilobytes))
-    out, err = process.communicate()
-    assert process.returncode == 1
-    assert "Traceback" not in out + err and err.startswith("error: ") and err.count("\n") == 1
-    assert "cannot be written" in err and "free space or choose another folder, then go on with --resume" in err
+    with full_from(kilobytes):
+        ended = fedvision("run", "mine.toml", *written, "--out", "full")
+    assert ended.status == 1
+    assert ended.err.startswith("error: full") and ended.err.count("\n") == 1
+    assert "cannot be written" in ended.err and "free space or choose another folder, then go on with --resume" in ended.err
     assert len(list(read_rows(here / "full" / "rounds.jsonl"))) >= rows
     assert not list((here / "full").glob(".*.part"))
-    done, whole = run("mine.toml", settings, out="full", resume=True), run("mine.toml", settings, out="whole")
-    assert (done.path / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()
-    assert done.rounds.drop(columns="seconds").equals(whole.rounds.drop(columns="seconds"))
+    assert fedvision("run", "mine.toml", *written, "--out", "full", "--resume").status == 0
+    whole = run("mine.toml", settings, out="whole")
+    assert (here / "full" / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()
+    assert Run(here / "full").rounds.drop(columns="seconds").equals(whole.rounds.drop(columns="seconds"))
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")]
+)
 @pytest.mark.parametrize("failing", [0, 2])
 def test_a_disk_that_fills_up_while_a_checkpoint_is_written_keeps_the_one_before(here, no_figures, monkeypatch, error, failing):
     from server import checkpoint
@@ -232,7 +253,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_keeps_the_one_before
 
     with monkeypatch.context() as patch:
         patch.setattr("server.checkpoint.save_file", full)
-        with pytest.raises(RunError, match="checkpoint.safetensors: cannot be written .*No space left on device"):
+        with pytest.raises(RunError, match=r"checkpoint.safetensors: cannot be written .*No space left on device"):
             run("mine.toml", out="full")
     done, whole = run("mine.toml", out="full", resume=True), run("mine.toml", out="whole")
     assert (done.path / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()

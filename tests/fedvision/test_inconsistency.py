@@ -11,7 +11,7 @@ from torch import nn
 
 from fedvision.data import Examples
 from fedvision.errors import ExperimentError, RunError
-from fedvision.inconsistency import Inconsistency, climb, corrected, farthest, inconsistency, risk, tangential
+from fedvision.inconsistency import Inconsistency, Local, Region, climb, farthest, inconsistency, risk, tangential
 from fedvision.learners.classifier import Classifier
 from fedvision.learners.learner import Learner, Loss
 from fedvision.models import MLP
@@ -58,7 +58,7 @@ def silo(center, curvature=1.0, offset=0.0):
 
 def found(at, a, b, epsilon, **options):
     at = torch.as_tensor(at, dtype=torch.float64)
-    options = {"steps": 300, **options}
+    options = {"steps": 300, "radius": math.inf, **options}
     return inconsistency(Quadratic(), Point(len(at)), {"w": at}, a, b, epsilon=epsilon, **options)
 
 
@@ -141,6 +141,34 @@ def test_several_examples_count_by_their_mean():
     assert together.within_a == pytest.approx(alone.within_a, rel=1e-6)
 
 
+@pytest.mark.parametrize("radius", [0.01, 0.2])
+def test_the_search_stays_in_a_ball(radius):
+    """Smaller than A's level set, so that its own far side is the farthest."""
+    b = vec(0.3, -0.4)
+    score = found([0, 0], silo([0, 0]), silo(b, 4.0), epsilon=5.0, radius=radius)
+    reaches(score.within_a, 4 / 2 * (0.5 + radius) ** 2)
+
+
+def test_the_radius_is_a_share_of_the_models_norm():
+    at = torch.tensor([30.0, 40.0])
+    score = found(at, silo([0, 0], 1e-6), silo([0, 0]), epsilon=5.0, radius=0.1)
+    reaches(score.within_a, 0.5 * 55**2 - 0.5 * 1e-6 * 50**2)
+
+
+def test_where_level_set_and_ball_meet_is_a_corner():
+    """A does not see the second axis: its level set is a strip |w_1| <= r, cut by the ball |w| <= R."""
+    r, reach, center = 0.3, 1.0, vec(0.2, 0.3)
+    score = found([0, 0], silo([0, 0], [1.0, 0.0]), silo(center, [2.0, 1.0]), epsilon=r**2 / 2, radius=reach)
+    height = math.sqrt(reach**2 - r**2)
+    reaches(score.within_a, (r + 0.2) ** 2 + 0.5 * (height + 0.3) ** 2)
+
+
+def test_without_a_ball_a_loss_that_the_other_does_not_see_grows_without_end():
+    a, b = silo([0, 0], [1.0, 0.0]), silo([0, 0], [0.0, 1.0])
+    few, many = (found([0, 0], a, b, 0.1, steps=steps).within_a for steps in (20, 40))
+    assert many > 1000 * few
+
+
 # ---- properties ---------------------------------------------------------------------------------------------------------
 
 
@@ -191,54 +219,91 @@ def test_far_silos_are_less_consistent_than_near_ones():
 # ---- the parts of the search ----------------------------------------------------------------------------------------------
 
 
-def test_a_direction_out_of_the_level_set_becomes_tangential():
-    direction, normal = torch.tensor([1.0, 1.0]), torch.tensor([2.0, 0.0])
-    assert tangential(direction, normal, 1.0).tolist() == [0, 1]
-    assert tangential(direction, normal, 0.5).tolist() == [1, 1]
-    assert tangential(direction, normal, -1.0).tolist() == [1, 1], "inwards from the lower border"
-    assert tangential(-direction, normal, 1.0).tolist() == [-1, -1], "inwards from the upper border"
-    assert tangential(-direction, normal, -1.0).tolist() == [0, -1]
+def test_a_direction_through_a_wall_becomes_tangential():
+    direction, wall = torch.tensor([1.0, 1.0]), torch.tensor([2.0, 0.0])
+    assert tangential(direction, []).tolist() == [1, 1]
+    assert tangential(direction, [wall]).tolist() == [0, 1]
+    assert tangential(direction, [-wall]).tolist() == [1, 1], "away from the wall"
+    assert tangential(direction, [torch.zeros(2)]).tolist() == [1, 1]
 
 
-def round_risk(w):
-    return 0.5 * float(w @ w), w
+def test_a_direction_into_a_corner_runs_along_both_walls():
+    direction = torch.tensor([1.0, 1.0, 1.0])
+    oblique = torch.tensor([1.0, 1.0, 0.0])
+    assert tangential(direction, [torch.tensor([3.0, 0.0, 0.0]), oblique]).tolist() == pytest.approx([0, 0, 1], abs=1e-6)
+    assert tangential(direction, [oblique, oblique]).tolist() == pytest.approx([0, 0, 1], abs=1e-6)
+
+
+def bowl(w):
+    return Local(0.5 * float(w @ w), w.clone())
+
+
+def vec(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def region_of(level=0.0, epsilon=0.5, radius=math.inf, center=(0.0, 0.0)):
+    return Region(bowl, vec(*center), level, epsilon, radius)
 
 
 def test_newtons_method_leads_back_into_the_level_set():
-    w, there = corrected(round_risk, torch.tensor([5.0, 0.0]).double(), anchor=0.0, epsilon=0.5)
-    assert there is not None
-    assert there[0] <= 0.5
+    w, here = region_of().entered(vec(5, 0))
+    assert here.value == 0.5 * float(w @ w) <= 0.5
     assert w.tolist() == pytest.approx([1, 0], rel=1e-3)
-    _, there = corrected(round_risk, torch.tensor([3.0, 0.0]).double(), anchor=8.0, epsilon=0.5)
-    assert there is not None
-    assert 7.5 <= there[0] <= 8.5
+    _, here = region_of(level=8.0).entered(vec(3, 0))
+    assert 7.5 <= here.value <= 8.5
+
+
+def test_a_point_of_the_region_stays_where_it_is():
+    w, here = region_of().entered(vec(0.5, 0.5))
+    assert w.tolist() == [0.5, 0.5]
+    assert here.value == 0.25
+
+
+def test_a_point_beyond_the_ball_is_drawn_onto_it():
+    w, _ = region_of(radius=0.1, center=(0.2, 0.0)).entered(vec(0.2, 0.5))
+    assert w.tolist() == pytest.approx([0.2, 0.1])
 
 
 def test_where_there_is_no_slope_there_is_no_way_back():
-    assert corrected(lambda w: (9.0, torch.zeros_like(w)), torch.ones(2), anchor=0.0, epsilon=0.5)[1] is None
+    assert Region(lambda w: Local(9.0, torch.zeros_like(w)), vec(0, 0), 0.0, 0.5, math.inf).entered(vec(1, 1)) is None
 
 
-def test_every_point_that_counts_lies_in_the_level_set():
+def test_walls_are_at_the_borders_and_face_outwards():
+    region = region_of(level=8.0, epsilon=0.5, radius=1.0, center=(4.0, 0.0))
+    for w, expected in (((4, 0), []), ((math.sqrt(17), 0), [[1, 0]]), ((math.sqrt(15), 0), [[-1, 0]]), ((4, -1), [[4, -1], [0, -1]])):
+        walls = [(wall / wall.norm()).tolist() for wall in region.walls(vec(*w), bowl(vec(*w)))]
+        assert walls == [pytest.approx([x / math.hypot(*pair) for x in pair]) for pair in expected]
+
+
+def slope_along_x(w):
+    return Local(float(w[0]), vec(1, 0))
+
+
+def test_every_point_that_counts_lies_in_the_region():
     seen = []
 
-    def outside(w):
-        seen.append(float(w @ w) / 2)
-        return float(w[0]), torch.tensor([1.0, 0.0]).double()
+    def other(w):
+        seen.append(w)
+        return slope_along_x(w)
 
-    best = climb(round_risk, outside, torch.tensor([0.0, 0.1]).double(), 0.0, 0.5, 100, 1)
-    assert max(seen) <= 0.5
-    assert best == pytest.approx(1, rel=1e-3)
+    best = climb(region_of(radius=0.9), other, vec(0, 0.1), 100, 1)
+    assert best == pytest.approx(0.9, rel=1e-3)
+    assert all(w.norm() <= 0.9 * (1 + 1e-12) for w in seen)
+    seen.clear()
+    assert climb(region_of(), other, vec(0, 0.1), 100, 1) == pytest.approx(1, rel=1e-3)
+    assert all(0.5 * w @ w <= 0.5 for w in seen)
 
 
 def test_a_cliff_ends_no_search():
     """A loss that becomes NaN beyond a line is climbed up to it."""
 
-    def outside(w):
-        return (math.nan if w[0] > 0.5 else float(w[0])), torch.tensor([1.0, 0.0]).double()
+    def cliff(w):
+        return Local(math.nan, vec(1, 0)) if w[0] > 0.5 else slope_along_x(w)
 
-    best = farthest(round_risk, outside, torch.zeros(2).double(), epsilon=2.0, steps=200, starts=1)
-    assert best == pytest.approx(2, rel=1e-3), "downwards the way is free"
-    assert climb(round_risk, outside, torch.zeros(2).double(), 0.0, 2.0, 200, 1) == pytest.approx(0.5, rel=1e-3)
+    region = region_of(epsilon=2.0)
+    assert climb(region, cliff, vec(0, 0), 200, 1) == pytest.approx(0.5, rel=1e-3)
+    assert farthest(region, cliff, 200, 1) == pytest.approx(2, rel=1e-3), "downwards the way is free"
 
 
 # ---- a network ------------------------------------------------------------------------------------------------------------
@@ -267,9 +332,20 @@ def network():
 def test_a_silo_that_contradicts_is_less_consistent_than_a_twin(network):
     learner, model, a, twin, turned = network
     arrays = dict(model.state_dict())
-    near = inconsistency(learner, model, arrays, a, twin, epsilon=0.01, steps=40)
-    far = inconsistency(learner, model, arrays, a, turned, epsilon=0.01, steps=40)
-    assert far.within_a > 2 * near.within_a > 0
+    near = inconsistency(learner, model, arrays, a, twin, epsilon=0.01, steps=30)
+    far = inconsistency(learner, model, arrays, a, turned, epsilon=0.01, steps=30)
+    assert far.score > 2 * near.score > 0
+
+
+def test_in_a_ball_more_steps_and_a_larger_epsilon_settle(network):
+    """Without a ball the score of a network grows with the number of steps; in it, it converges."""
+    learner, model, a, twin, _ = network
+    arrays = dict(model.state_dict())
+    steps = [inconsistency(learner, model, arrays, a, twin, epsilon=0.01, steps=n).score for n in (10, 40, 80)]
+    assert steps == sorted(steps)
+    assert steps[2] < 1.05 * steps[1]
+    heights = [inconsistency(learner, model, arrays, a, twin, epsilon=epsilon, steps=40).score for epsilon in (1e-3, 1e-2, 1e-1)]
+    assert heights == sorted(heights)
 
 
 def test_the_score_repeats_and_leaves_the_model_alone(network):
@@ -296,7 +372,7 @@ def test_the_gradient_of_a_risk_is_that_of_the_mean_loss(network):
     assert value == pytest.approx(nn.functional.binary_cross_entropy_with_logits(logits, a.label.double()).item(), rel=1e-12)
     rng, h = generator(1), 1e-6
     direction = torch.randn(len(w), generator=rng).double()
-    ahead, behind = (risk(learner, model, a)(w + sign * h * direction)[0] for sign in (1, -1))
+    ahead, behind = (risk(learner, model, a)(w + sign * h * direction).value for sign in (1, -1))
     assert (ahead - behind) / (2 * h) == pytest.approx((slope @ direction).item(), rel=1e-6)
 
 
@@ -309,12 +385,13 @@ def test_frozen_parameters_stay(network):
     assert 0 < frozen.score != free.score
 
 
-@pytest.mark.parametrize("epsilon", [0.0, -0.1, math.nan])
-def test_an_epsilon_that_is_no_height_is_refused(epsilon):
-    with pytest.raises(ExperimentError, match="epsilon"):
-        found([0, 0], silo([0, 0]), silo([0, 0]), epsilon)
+@pytest.mark.parametrize("setting", ["epsilon", "radius"])
+@pytest.mark.parametrize("value", [0.0, -0.1, math.nan])
+def test_a_region_of_no_size_is_refused(setting, value):
+    with pytest.raises(ExperimentError, match=f"{setting} = .*: expected a number > 0"):
+        found([0, 0], silo([0, 0]), silo([0, 0]), **{"epsilon": 0.1, setting: value})
 
 
 def test_a_model_that_diverged_is_refused():
-    with pytest.raises(RunError, match="the first silo's loss is nan"):
+    with pytest.raises(RunError, match="losses are nan and nan"):
         found([math.nan, 0], silo([0, 0]), silo([0, 0]), 0.1)

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def test_the_mlp_has_the_papers_size_on_color_mnist():
 
 def test_the_mlp_has_the_papers_size_on_eicu():
     sizes = [1399, 1024, 1024, 512, 1]
-    expected = sum(fan_in * fan_out + fan_out for fan_in, fan_out in zip(sizes, sizes[1:], strict=False))
+    expected = sum(fan_in * fan_out + fan_out for fan_in, fan_out in pairwise(sizes))
     assert parameters(MLP((1399,), (1024, 1024, 512), 1, relu=2)) == expected == 3_008_513
 
 

@@ -61,7 +61,7 @@ def test_a_class_elsewhere_is_found_by_its_dotted_name(shelf):
 
 @pytest.mark.parametrize("name", ["nowhere.module:Class", "collections:Nothing", ":Class", "collections:", "..x:Class", "a b:c"])
 def test_a_dotted_name_that_leads_nowhere_is_refused(shelf, name):
-    with pytest.raises(ExperimentError, match="cannot be imported.*write 'package.module:Name'"):
+    with pytest.raises(ExperimentError, match=r"cannot be imported.*write 'package.module:Name'"):
         shelf.find(name)
 
 

@@ -16,7 +16,9 @@ PLAIN = st.one_of(
     st.lists(st.integers(-5, 5), max_size=3).map(torch.tensor),
 )  # fmt: skip
 KEYS = st.one_of(st.integers(0, 3), st.text("ab/1", max_size=3))
-TREES = st.dictionaries(KEYS, st.recursive(PLAIN, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3))))
+TREES = st.dictionaries(
+    KEYS, st.recursive(PLAIN, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3)))
+)
 
 
 def alike(one, other) -> bool:
@@ -170,7 +172,16 @@ def test_a_checkpoint_replaces_the_one_before_as_a_whole(tmp_path, monkeypatch):
 
 def test_tied_and_strided_tensors_are_written_out_each(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
-    tensors = {"row first": base.clone()[1], "one": base, "same": base, "row": base[1], "turned": base.T, "part": base[:, 1:3], "scalar": base[2, 2], "none": base[:0]}
+    tensors = {
+        "row first": base.clone()[1],
+        "one": base,
+        "same": base,
+        "row": base[1],
+        "turned": base.T,
+        "part": base[:, 1:3],
+        "scalar": base[2, 2],
+        "none": base[:0],
+    }
     save_tensors(tmp_path / "weights", tensors)
     read = load_weights(tmp_path / "weights")
     assert alike(read, {name: tensors[name] for name in read}) and set(read) == set(tensors)

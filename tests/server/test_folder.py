@@ -1,5 +1,3 @@
-import os
-
 import pytest
 
 from fedvision.errors import RunError
@@ -11,7 +9,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     write_atomically(file, lambda path: path.write_text("one"))
     write_atomically(file, lambda path: path.write_text("two"))
     assert file.read_text() == "two"
-    assert os.listdir(file.parent) == ["file"]
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
@@ -25,7 +23,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     with pytest.raises(RunError, match=r"file: cannot be written \(.*No space left on device.*free space .* go on with --resume"):
         write_atomically(file, torn)
     assert file.read_text() == "one"
-    assert os.listdir(tmp_path) == ["file"]
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_of_ours(tmp_path):

@@ -43,7 +43,7 @@ def bits(folder) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """A test stops a run here."""
 
 
@@ -231,7 +231,7 @@ def test_too_few_clients_stop_the_run_resumably(ran, federated, monkeypatch):
     expected = ran("whole")
     monkeypatch.setattr(FedSGD, "client_update", failing)
     fail["now"] = True
-    with pytest.raises(AggregationError, match="round 2: 0 usable answers.*client 0: MemoryError: out of memory"):
+    with pytest.raises(AggregationError, match=r"round 2: 0 usable answers.*client 0: MemoryError: out of memory"):
         ran("stopped")
     fail["now"] = False
     assert same(ran("stopped", resume=True), expected)

@@ -254,7 +254,9 @@ class NeedsOurLoop(Sound):
     def client_update(self, silo, content):
         update = super().client_update(silo, content)
         factor = 1 + float(content["config"].get("progress", 0.0))
-        return Update({"arrays": {name: (tensor * factor).to(tensor.dtype) for name, tensor in update.records["arrays"].items()}}, update.metrics)
+        return Update(
+            {"arrays": {name: (tensor * factor).to(tensor.dtype) for name, tensor in update.records["arrays"].items()}}, update.metrics
+        )
 
 
 @dataclass(kw_only=True)

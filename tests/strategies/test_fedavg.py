@@ -1,3 +1,5 @@
+from itertools import chain
+
 import pytest
 import torch
 from flwr.app import RecordDict
@@ -29,7 +31,7 @@ def visited(strategy: FedAvg) -> list[list[int]]:
 def test_an_epoch_visits_every_example_once_in_a_new_order():
     batches = visited(FedAvg(epochs=2, batch_size=4))
     assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
-    first, second = sum(batches[:3], []), sum(batches[3:], [])
+    first, second = list(chain.from_iterable(batches[:3])), list(chain.from_iterable(batches[3:]))
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second != list(range(10))
 

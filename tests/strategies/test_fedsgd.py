@@ -89,12 +89,13 @@ def test_federated_gradients_weighted_by_examples_are_the_central_gradient(feder
 
 
 def test_the_size_of_chunks_moves_last_bits_only():
-    learner, examples = Classifier(hidden=(5,)), Examples({"image": torch.rand(20, 3, generator=generator(0)), "label": torch.arange(20) % 2})
+    learner, examples = (
+        Classifier(hidden=(5,)),
+        Examples({"image": torch.rand(20, 3, generator=generator(0)), "label": torch.arange(20) % 2}),
+    )
     model = learner.build(Spec((3,), 2), generator(0))
     arrays = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    whole, chunks = (
-        FedSGD(chunk_size=size).client_update(Silo(learner, model, arrays, examples), RecordDict()) for size in (100, 3)
-    )
+    whole, chunks = (FedSGD(chunk_size=size).client_update(Silo(learner, model, arrays, examples), RecordDict()) for size in (100, 3))
     assert chunks.metrics["train_loss"] == pytest.approx(whole.metrics["train_loss"], rel=1e-6)
     for name, gradient in whole.records["gradient"].items():
         assert torch.allclose(gradient, chunks.records["gradient"][name], atol=1e-7)

@@ -53,7 +53,16 @@ def finished(strategy: Strategy, answers: Iterable[Message]) -> dict[str, torch.
 
 @pytest.mark.parametrize(
     ("clients", "fraction", "least", "expected"),
-    [(10, 1.0, 1, 10), (10, 0.5, 1, 5), (10, 0.01, 1, 1), (10, 0.24, 1, 2), (10, 0.1, 4, 4), (3, 0.5, 1, 2), (1, 0.1, 1, 1), (1000, 0.013, 1, 13)],
+    [
+        (10, 1.0, 1, 10),
+        (10, 0.5, 1, 5),
+        (10, 0.01, 1, 1),
+        (10, 0.24, 1, 2),
+        (10, 0.1, 4, 4),
+        (3, 0.5, 1, 2),
+        (1, 0.1, 1, 1),
+        (1000, 0.013, 1, 13),
+    ],
 )
 def test_a_cohort_has_the_rounded_fraction_but_at_least_min_clients(clients, fraction, least, expected):
     strategy = Mean(fraction=fraction, min_clients=least)
@@ -177,7 +186,9 @@ def test_too_few_usable_answers_name_the_round_and_the_reasons(grid):
     strategy = Mean(min_clients=2)
     first, second, *_ = started(strategy, grid)
     answers = [answer(first, MODEL), Message(Error(2, "MemoryError: no memory"), reply_to=second)]
-    with pytest.raises(AggregationError, match=r"round 1: 1 usable answers, strategy.min_clients = 2. client 1: MemoryError: no memory. Mend"):
+    with pytest.raises(
+        AggregationError, match=r"round 1: 1 usable answers, strategy.min_clients = 2. client 1: MemoryError: no memory. Mend"
+    ):
         finished(strategy, answers)
 
 
@@ -239,9 +250,13 @@ def test_the_first_good_answer_fixes_what_the_model_does_not():
     gradient = {"w": torch.zeros(2)}
     assert inspection.fault(content({"gradient": gradient, "own": {"x": torch.tensor([math.nan])}})) is not None
     assert inspection.fault(content({"gradient": gradient, "own": {"x": torch.zeros(4)}})) is None
-    assert inspection.fault(content({"gradient": gradient, "own": {"x": torch.zeros(5)}})) == "array 'x' is float32 [5], expected float32 [4]"
+    assert (
+        inspection.fault(content({"gradient": gradient, "own": {"x": torch.zeros(5)}})) == "array 'x' is float32 [5], expected float32 [4]"
+    )
     assert inspection.fault(content({"gradient": gradient, "own": {}})) == "array 'x' is missing, expected float32 [4]"
-    assert "'b' is float32 [], expected none" in inspection.fault(content({"gradient": {**gradient, "b": MODEL["b"]}, "own": {"x": torch.zeros(4)}}))
+    assert "'b' is float32 [], expected none" in inspection.fault(
+        content({"gradient": {**gradient, "b": MODEL["b"]}, "own": {"x": torch.zeros(4)}})
+    )
     assert inspection.fault(content({"gradient": gradient, "own": {"x": torch.ones(4)}})) is None
 
 
