@@ -18,6 +18,8 @@ from typing import Any
 from benchmarks.suite import Cell, Suite
 from fedvision.errors import FedVisionError
 from fedvision.experiment import Experiment
+from server.folder import RunFolder
+from server.record import read_rows
 
 DIED = "its worker process died twice (killed, or out of memory); run the same command again"
 
@@ -62,7 +64,10 @@ def bench(suite: Suite, path: Path, jobs: int | None = None, on_progress: Progre
     """
     wanted = {folder(path, cell.experiment): cell.experiment for cell in suite.cells}
     failures: dict[str, str] = {}
-    fresh, suspects = deque(wanted), deque[Path]()
+    fresh, suspects = deque(run for run in wanted if not RunFolder(run).finished), deque[Path]()
+    for run in wanted.keys() - set(fresh):
+        on_progress(run.name, wanted[run].rounds)
+        failures |= _lost(run)
     for cells, side_by_side in ((fresh, jobs or os.cpu_count() or 1), (suspects, 1)):
         while cells:
             window = min(side_by_side, len(cells))
@@ -170,5 +175,11 @@ def _run(toml: str, path: Path) -> str | None:
         return str(error)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    lost = int(done.rounds["failures"].sum())
-    return f"{lost} answers of clients were lost or refused; see {path / 'rounds.jsonl'}" if lost else None
+    return _lost(done.path).get(path.name)
+
+
+def _lost(run: Path) -> dict[str, str]:
+    """What a finished run did not do as asked, by its folder's name."""
+    rounds = RunFolder(run).rounds
+    lost = sum(row["failures"] for row in read_rows(rounds))
+    return {run.name: f"{lost} answers of clients were lost or refused; see {rounds}"} if lost else {}

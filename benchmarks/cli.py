@@ -166,8 +166,11 @@ def data(
     resolved = Experiment.load(experiment, parse_overrides(overrides or []))
     federated = resolved.load_data()
     display.print_card(console, federated)
-    path = figures.save(figures.partition(federated), out or Path(f"{resolved.name}-partition.png"))
-    console.print(f"picture: {path}", soft_wrap=True)
+    path = out or Path(f"{resolved.name}-partition.png")
+    pictures = {path: figures.partition(federated), path.with_stem(f"{path.stem}-examples"): figures.examples(federated)}
+    for place, figure in pictures.items():
+        if figure is not None:
+            console.print(f"picture: {figures.save(figure, place)}", soft_wrap=True)
 
 
 @app.command()

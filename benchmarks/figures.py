@@ -30,9 +30,10 @@ MOST_CLIENTS = 60
 
 
 def of_run(folder: RunFolder, data: FederatedData) -> list[Path]:
-    """The pictures of one run: its curves and its partition."""
+    """The pictures of one run: its curves, its partition and some examples."""
     rounds = pd.DataFrame([complete(row) for row in read_rows(folder.rounds)])
-    return [save(curves(rounds), folder.figures / "curves.png"), save(partition(data), folder.figures / "partition.png")]
+    drawn = {"curves": curves(rounds), "partition": partition(data), "examples": examples(data)}
+    return [save(figure, folder.figures / f"{name}.png") for name, figure in drawn.items() if figure is not None]
 
 
 def curves(rounds: pd.DataFrame) -> "Figure":
@@ -41,8 +42,8 @@ def curves(rounds: pd.DataFrame) -> "Figure":
     for axes, metric in ((left, "loss"), (right, "accuracy")):
         for color, (part, label) in zip(COLORS, PARTS.items(), strict=False):
             name = f"{part}_{metric}"
-            if name in rounds and rounds[name].notna().any():
-                shown = rounds[["round", name]].dropna()
+            shown = rounds.reindex(columns=["round", name]).dropna()
+            if len(shown) > 1 or len(shown) == len(rounds):
                 axes.plot(shown["round"], shown[name], color=color, label=label, marker="o" if len(shown) == 1 else None)
         _whole_numbers(axes)
         axes.set(xlabel="round", ylabel=metric)
@@ -69,6 +70,41 @@ def partition(data: FederatedData) -> "Figure":
     if data.classes <= 20:
         axes.legend(frameon=False, fontsize=8, bbox_to_anchor=(1.0, 1.0), loc="upper left", ncols=1 + (data.classes > 10))
     return figure
+
+
+def examples(data: FederatedData, shown: int = 8) -> "Figure | None":
+    """The first examples of each client and of the test set, a row each; None for inputs that are no images.
+
+    One channel is shown in gray, two as red and green, three as they are; others are averaged.
+    """
+    if len(data.spec.image_shape) != 3:
+        return None
+    rows = {f"client {client}": data.train[client][:shown] for client in range(min(data.num_clients, 10))} | {"test": data.test[:shown]}
+    figure, panels = _panels(1, width=0.55 * shown + 1.2, height=0.55 * len(rows) + 0.5)
+    axes = panels[0]
+    side = max(data.spec.image_shape[1:]) + 2
+    canvas = np.ones((side * len(rows), side * shown, 3))
+    for row, batch in enumerate(rows.values()):
+        for column, image in enumerate(_pixels(batch.image.cpu().numpy())):
+            height, width = image.shape[:2]
+            canvas[row * side : row * side + height, column * side : column * side + width] = image
+    axes.imshow(canvas)
+    axes.grid(False)
+    axes.set(xticks=[], yticks=side * np.arange(len(rows)) + side / 2 - 1, yticklabels=list(rows), title=f"Examples of {data.name}")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return figure
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+    """Images [n, channels, height, width] of any range as RGB [n, height, width, 3] in [0, 1]."""
+    low, high = images.min(), images.max()
+    scaled = (images - low) / max(high - low, 1e-12)
+    if images.shape[1] == 2:
+        scaled = np.concatenate([scaled, np.zeros_like(scaled[:, :1])], axis=1)
+    elif images.shape[1] != 3:
+        scaled = scaled.mean(axis=1, keepdims=True).repeat(3, axis=1)
+    return np.asarray(scaled.transpose(0, 2, 3, 1))
 
 
 def comparison(runs: Mapping[str, list[pd.DataFrame]], metrics: Mapping[str, str], title: str = "") -> "Figure":
@@ -141,10 +177,10 @@ def save(figure: "Figure", path: Path) -> Path:
     return path
 
 
-def _panels(number: int, width: float = 5.0) -> tuple["Figure", list["Axes"]]:
+def _panels(number: int, width: float = 5.0, height: float = 3.6) -> tuple["Figure", list["Axes"]]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * number, 3.6), layout="constrained")
+    figure = Figure(figsize=(width * number, height), layout="constrained")
     panels: list[Any] = list(np.atleast_1d(figure.subplots(1, number)))
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)

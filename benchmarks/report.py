@@ -23,15 +23,20 @@ from benchmarks.suite import Cell, Column, Report, Suite, Sweep
 from server.folder import RunFolder, write_atomically
 from server.rounds import ENVIRONMENT_ACCURACY
 
-Selection = Callable[[pd.DataFrame], int]
+Selection = Callable[[pd.DataFrame], int | None]
 
 
 def lowest(column: str) -> Selection:
-    """The round, of those after training began, in which ``column`` is lowest; the last if it was never measured."""
+    """The round, of those after training began, in which ``column`` is lowest; None if it was never measured.
 
-    def select(rounds: pd.DataFrame) -> int:
+    A run that trained nothing has the initial model only, round 0.
+    """
+
+    def select(rounds: pd.DataFrame) -> int | None:
+        if len(rounds) == 1:
+            return 0
         trained = rounds[column].to_numpy(dtype=float)[1:]
-        return len(rounds) - 1 if np.isnan(trained).all() else 1 + int(np.nanargmin(trained))
+        return None if np.isnan(trained).all() else 1 + int(np.nanargmin(trained))
 
     return select
 
@@ -44,7 +49,16 @@ SELECTIONS: dict[str, Selection] = {
 """How the round that is reported is chosen. ``paper``: where the test loss is lowest, as the FedILC paper does, which
 peeks at the test set; ``honest``: where the silos' validation loss is lowest; ``last``: no choice at all."""
 
+
+def selected(rounds: pd.DataFrame, metric: str, selection: str) -> float:
+    """A metric in the round that ``selection`` chooses; NaN if it cannot choose."""
+    index = SELECTIONS[selection](rounds)
+    return math.nan if index is None else float(rounds[metric].iloc[index])
+
+
 HEADINGS = {"paper": "lowest test loss", "honest": "silo validation", "last": "last round"}
+WIDE = 100
+"""Columns that a terminal must have for the published numbers to be printed too; the files always have them."""
 FEW = 2
 """So many runs at least make a band or an interval."""
 
@@ -99,9 +113,9 @@ def blocks(suite: Suite, rounds: Rounds) -> Iterator[Block]:
 def _block(report: Report, name: str, column: Column, tables: dict[str, list[pd.DataFrame]], seeds: int) -> Block:
     rows: dict[str, dict[str, Summary]] = {}
     complete = {row: runs for row, runs in tables.items() if len(runs) == seeds}
-    for selection, select in SELECTIONS.items():
+    for selection in SELECTIONS:
         values = {
-            row: tuple(report.scale * float(run[report.metric].iloc[select(run)]) for run in runs)
+            row: tuple(report.scale * selected(run, report.metric, selection) for run in runs)
             for row, runs in complete.items()
             if all(report.metric in run for run in runs)
         }
@@ -166,13 +180,13 @@ def print_tables(console: Console, results: Results) -> None:
     suite, rounds = results.suite, Rounds(results)
     for block in blocks(suite, rounds):
         table = Table(title=escape(f"{block.report.title}: {block.title}"), title_justify="left", title_style="bold")
-        table.add_column("strategy")
-        columns = [*(["published"] if block.published else []), *HEADINGS.values()]
-        for heading in columns:
+        table.add_column("strategy", no_wrap=True)
+        wide = bool(block.published) and console.width >= WIDE
+        for heading in [*(["published"] if wide else []), *HEADINGS.values()]:
             table.add_column(heading, justify="right")
         for row, summaries in block.rows.items():
             cells = [_marked(summaries.get(selection), "[bold]", "[/]") for selection in HEADINGS]
-            published = [_published(block, row)] if block.published else []
+            published = [_published(block, row)] if wide else []
             table.add_row(escape(suite.strategies[row].label), *published, *cells)
         console.print(table)
         for line in _left_out(suite, block):
@@ -331,7 +345,7 @@ def _environments(runs: dict[str, list[pd.DataFrame]]) -> dict[str, pd.DataFrame
     for label, tables in runs.items():
         names = sorted((str(name) for name in tables[0] if ENVIRONMENT_ACCURACY.fullmatch(str(name))), key=_environment)
         if len(names) >= FEW:
-            picked = [run.reindex(columns=names).iloc[SELECTIONS["honest"](run)] for run in tables]
+            picked = [run.reindex(columns=names).iloc[SELECTIONS["honest"](run) or -1] for run in tables]
             result[label] = pd.DataFrame(picked).rename(columns=lambda name: str(_environment(name)))
     return result
 
@@ -345,7 +359,7 @@ def _swept(suite: Suite, sweep: Sweep, rounds: Rounds) -> dict[str, pd.DataFrame
         tables = {value: rounds.of(sweep.column, row, (sweep.key, value)) for value in sweep.values} if row in suite.strategies else {}
         complete = {value: runs for value, runs in tables.items() if len(runs) == suite.seeds and all(sweep.metric in run for run in runs)}
         if complete:
-            picked = {value: [run[sweep.metric].iloc[SELECTIONS["paper"](run)] for run in runs] for value, runs in complete.items()}
+            picked = {value: [selected(run, sweep.metric, "paper") for run in runs] for value, runs in complete.items()}
             result[suite.strategies[row].label] = pd.DataFrame(picked)
     return result
 

@@ -1,6 +1,7 @@
 """Running one experiment, from Python."""
 
 import hashlib
+import logging
 import platform
 import subprocess
 import sys
@@ -35,6 +36,9 @@ from server.record import read_rows
 from server.rounds import ANOTHER, COLUMNS, Row, Session, complete
 
 _run_ids = count(1)
+
+if not logging.getLogger().isEnabledFor(logging.DEBUG):
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies tell every step
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from annotated_types import Len
 
 from fedvision import registry, settings
 from fedvision.errors import ExperimentError
-from fedvision.experiment import Experiment, merged
+from fedvision.experiment import Experiment, overridden
 from fedvision.settings import Count
 
 SUITES = Path(__file__).parent / "suites"
@@ -201,7 +201,7 @@ class Suite:
         base["strategy"] = {**{key: value for key, value in asked.offer.items() if key in known}, **strategy}
         everywhere = {key: value for key, value in self.overrides.items() if self._applies(key, asked, self.strategies[row])}
         overrides = {"seed": seed, **LEAN, **chosen, **everywhere, **(dict([swept]) if swept else {})}
-        experiment = Experiment.from_tables(merged(base, overrides), f"{self.name}/{column}/{row}")
+        experiment = Experiment.from_tables(overridden(base, overrides), f"{self.name}/{column}/{row}")
         return Cell(column, row, seed, swept, experiment)
 
     def _base(self, column: Column) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -223,7 +223,7 @@ class Suite:
         if table == "strategy":
             return rest.split(".")[0] in known_settings(row.strategy["name"])
         if table == "data" and rest != "name":
-            return rest in settings.parameters(registry.datasets.find(merged(*self._base(column))["data"]["name"]))
+            return rest in settings.parameters(registry.datasets.find(overridden(*self._base(column))["data"]["name"]))
         return True
 
     def _checked(self) -> "Suite":

@@ -1,13 +1,13 @@
 """The ClientApp: used unchanged by every engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.silo import Silo
-from fedvision.arrays import unpack
+from fedvision.arrays import array_records, config_of, unpack
 from fedvision.assembly import Assembly, assembly_of
 from fedvision.data import Examples
 from fedvision.evaluation import evaluate, evaluate_by_environment, load
@@ -34,9 +34,9 @@ def statistics(message: Message, context: Context) -> Message:
 def evaluation(message: Message, context: Context) -> Message:
     """The global model on this client's own examples, of the parts that the server asks for."""
     assembly, client = _this(context)
-    load(assembly.model, unpack(message.content.array_records["arrays"]))
+    load(assembly.model, unpack(array_records(message.content)["arrays"]))
     metrics: dict[str, Any] = {"num-examples": 0}
-    for part, examples in _parts(assembly, client, message.content.config_records["config"]).items():
+    for part, examples in _parts(assembly, client, config_of(message.content)).items():
         measure = evaluate_by_environment if part == "validation" else evaluate
         metrics |= prefixed(part, measure(assembly.learner, assembly.model, examples))
         metrics["num-examples"] += len(examples)
@@ -45,27 +45,28 @@ def evaluation(message: Message, context: Context) -> Message:
 
 def _work(message: Message, context: Context, purpose: str, half: Callable[[Assembly], Callable[[Silo, RecordDict], Update]]) -> Message:
     assembly, client = _this(context)
-    config = message.content.config_records["config"]
-    rng = generator(assembly.experiment.seed, purpose, int(config["server-round"]), client)  # type: ignore[arg-type]
+    config = config_of(message.content)
+    rng = generator(assembly.experiment.seed, purpose, int(config["server-round"]), client)
     with global_generators(rng):
         silo = Silo(
             assembly.learner,
             assembly.model,
-            unpack(message.content.array_records["arrays"]),
+            unpack(array_records(message.content)["arrays"]),
             assembly.data.train[client],
             context.state,
             rng,
-            float(config.get("progress", 0.0)),  # type: ignore[arg-type]
+            float(config.get("progress", 0.0)),
         )
         update = half(assembly)(silo, message.content)
-    return reply(message, update, len(silo.train))
+    metrics = {**prefixed("train", silo.loss_parts()), **update.metrics}
+    return reply(message, Update(update.records, metrics), len(silo.train))
 
 
 def _this(context: Context) -> tuple[Assembly, int]:
     return assembly_of(context.run_id, context.run_config), int(context.node_config["partition-id"])
 
 
-def _parts(assembly: Assembly, client: int, config: ConfigRecord) -> dict[str, Examples]:
+def _parts(assembly: Assembly, client: int, config: Mapping[str, Any]) -> dict[str, Examples]:
     asked = str(config.get("parts", "validation")).split()
     held = {"train": assembly.data.train[client]}
     if assembly.data.validation is not None:

@@ -42,6 +42,8 @@ class Silo:
         self.learner, self.model, self.train, self.progress = learner, model, train, progress
         self.state = RecordDict() if state is None else state
         self.rng = torch.Generator().manual_seed(0) if rng is None else rng
+        self._parts: dict[str, float] = {}
+        self._examples = 0
         load(model, arrays)
         model.train()
 
@@ -76,7 +78,7 @@ class Silo:
         params, loss_sum, count = self.params, 0.0, 0
         sums: list[Tensor] | None = None
         for batch in batches:
-            loss = self.loss(self.model, batch)
+            loss = self._seen(batch)
             gradients = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
             loss_sum, count = loss_sum + loss.item() * len(batch), count + len(batch)
             if sums is None:
@@ -92,9 +94,21 @@ class Silo:
         stepper = optimizers.build(optimizer, self.params.values())
         loss_sum, count = 0.0, 0
         for batch in batches:
-            loss = self.loss(self.model, batch)
+            loss = self._seen(batch)
             stepper.zero_grad()
             (loss if penalty is None else loss + penalty()).backward()
             stepper.step()
             loss_sum, count = loss_sum + loss.item() * len(batch), count + len(batch)
         return loss_sum / max(count, 1)
+
+    def loss_parts(self) -> dict[str, float]:
+        """The named parts of the loss, each a mean per example over the batches trained on."""
+        return {name: total / self._examples for name, total in self._parts.items()}
+
+    def _seen(self, batch: Examples) -> Tensor:
+        """The loss on a batch of training; its parts are remembered."""
+        loss = self.learner.loss(self.model, batch, self.progress, self.rng)
+        self._examples += len(batch)
+        for name, part in loss.parts.items():
+            self._parts[name] = self._parts.get(name, 0.0) + part.item() * len(batch)
+        return loss.total

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 Named = Mapping[str, Tensor]
@@ -58,9 +58,30 @@ def unpack(record: ArrayRecord) -> dict[str, Tensor]:
     return {name: _tensor(array) for name, array in record.items()}
 
 
+def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
+    """The array records of a message, by name.
+
+    Flower's properties ``content.array_records``, ``metric_records`` and ``config_records`` each leave a reference cycle
+    that keeps the whole message, arrays and all, until the garbage collector comes by. Hence this and the next two.
+    """
+    return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
+
+
+def metrics_of(content: RecordDict, name: str = "metrics") -> dict[str, Any]:
+    """The numbers of a message; empty if there are none."""
+    record = content.get(name)
+    return dict(record) if isinstance(record, MetricRecord) else {}
+
+
+def config_of(content: RecordDict, name: str = "config") -> dict[str, Any]:
+    """The configuration in a message; empty if there is none."""
+    record = content.get(name)
+    return dict(record) if isinstance(record, ConfigRecord) else {}
+
+
 def nbytes(content: RecordDict | Iterable[ArrayRecord]) -> int:
     """Bytes of array data in a message: what a network must carry, without headers and metrics."""
-    records = content.array_records.values() if isinstance(content, RecordDict) else content
+    records = array_records(content).values() if isinstance(content, RecordDict) else content
     return sum(_size(array) for record in records for array in record.values())
 
 

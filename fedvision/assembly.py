@@ -45,7 +45,7 @@ class Assembly:
             experiment: names the parts.
             data: used instead of the data set that the experiment names.
         """
-        device = _device(str(experiment.engine.settings.get("device", "cpu")))
+        device = _device(experiment.device)
         strategy, learner = experiment.build_strategy(), experiment.build_learner()
         data = experiment.load_data() if data is None else data
         model = learner.build(data.spec, generator(experiment.seed, "model")).to(device)

@@ -170,7 +170,14 @@ class Experiment:
     def fingerprint(self) -> str:
         """Eight hex digits that depend on everything that can change a result."""
         identity = {key: value for key, value in self.tables().items() if key not in NOT_IN_FINGERPRINT}
+        if self.device != "cpu":
+            identity["device"] = self.device
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def device(self) -> str:
+        """Where clients compute; a device of another kind rounds otherwise."""
+        return str(self.engine.settings.get("device", "cpu"))
 
     def load_data(self) -> FederatedData:
         """The clients' data: the data set, dealt by the partition."""

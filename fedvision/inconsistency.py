@@ -38,10 +38,10 @@ Risk = Callable[[Tensor], Local]
 """A silo's loss as a function of all trainable parameters in one vector [d]."""
 
 BORDER = 1e-3
-"""Within this share of epsilon from its border a level set is taken to end: Newton's method does not land on it exactly."""
+"""Within this share of epsilon or radius from a border, a region is taken to end: steps rarely land on it exactly."""
 
 MARGIN = 1e-6
-"""How far inside the border of the level set, as a share of epsilon, Newton's method aims; the same for the ball's border."""
+"""How far inside the border of the level set, as a share of epsilon, Newton's method aims, in spite of rounding."""
 
 CORRECTIONS = 8
 """Newton's steps back into the level set; what is still outside then was a step too far."""
@@ -176,7 +176,7 @@ class Region:
         """Outward normals [d] of the borders that ``w`` stands at."""
         excess, away = here.value - self.level, w - self.center
         walls = [math.copysign(1, excess) * here.slope] if abs(excess) >= (1 - BORDER) * self.epsilon else []
-        return walls + ([away] if away.norm() >= (1 - MARGIN) * self.radius else [])
+        return walls + ([away] if away.norm() >= (1 - BORDER) * self.radius else [])
 
     def disturbed(self, start: int) -> Tensor:
         """The center moved a little in a random direction, in case L is flat there; itself where it may not be moved."""

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedvision.arrays import Named, pack, unpack
+from fedvision.arrays import Named, array_records, pack, unpack
 from fedvision.errors import RunError
 from server.folder import write_atomically
 
@@ -116,9 +116,9 @@ def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def _tree_of(record: RecordDict) -> dict[str, Any]:
     return {
-        "arrays": {name: unpack(arrays) for name, arrays in record.array_records.items()},
-        "metrics": {name: dict(metrics) for name, metrics in record.metric_records.items()},
-        "configs": {name: dict(config) for name, config in record.config_records.items()},
+        "arrays": {name: unpack(arrays) for name, arrays in array_records(record).items()},
+        "metrics": {name: dict(metrics) for name, metrics in record.items() if isinstance(metrics, MetricRecord)},
+        "configs": {name: dict(config) for name, config in record.items() if isinstance(config, ConfigRecord)},
     }
 
 

@@ -109,7 +109,7 @@ class Session:
         return row | {"seconds": time.perf_counter() - began}, arrays
 
     def _initial_row(self, arrays: ArrayRecord, grid: Grid) -> Row:
-        """Round 0: the initial model, on the first cohort's training examples too."""
+        """Round 0: the initial model, on the training examples too of the clients that evaluate."""
         began, strategy = time.perf_counter(), self.assembly.strategy
         row = {"round": 0, **self._evaluation(0, arrays, grid, "train validation")}
         failed = [str(failure) for failure in strategy.failures]

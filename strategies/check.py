@@ -24,7 +24,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from fedvision import settings
-from fedvision.arrays import Named, pack, unpack
+from fedvision.arrays import Named, array_records, config_of, metrics_of, pack, unpack
 from fedvision.data import Examples, Spec
 from fedvision.errors import AggregationError
 from fedvision.grids.in_process import InProcessGrid
@@ -334,11 +334,11 @@ def _client_app(case: Case, strategy: Strategy) -> ClientApp:
     app, learner, model = ClientApp(), _Learner(hidden=(6,), normalized=case.normalized), case.model()
 
     def work(message: Message, context: Context, purpose: str) -> Message:
-        client, config = int(context.node_config["partition-id"]), message.content.config_records["config"]
+        client, config = int(context.node_config["partition-id"]), config_of(message.content)
         rng, train = generator(0, purpose, int(config["server-round"]), client), _examples(client)  # type: ignore[arg-type]
         half = strategy.client_update if purpose == "fit" else strategy.client_statistics
         with global_generators(rng):
-            silo = case.silo(learner, model, unpack(message.content.array_records["arrays"]), train, context.state, rng, 0.5)
+            silo = case.silo(learner, model, unpack(array_records(message.content)["arrays"]), train, context.state, rng, 0.5)
             return reply(message, half(silo, message.content), len(train))
 
     @app.train()
@@ -378,7 +378,7 @@ def _edited(edit: Callable[[dict[str, Tensor]], None]) -> Fault:
     """The first array record of the answer, edited."""
 
     def fault(message: Message, answer: Message) -> list[Message]:
-        name, record = next(item for item in sorted(answer.content.array_records.items()) if item[0] != "buffers")
+        name, record = next(item for item in sorted(array_records(answer.content).items()) if item[0] != "buffers")
         tensors = {key: tensor.clone() for key, tensor in unpack(record).items()}
         edit(tensors)
         return [Message(RecordDict({**answer.content, name: pack(tensors)}), reply_to=message)]
@@ -417,7 +417,7 @@ def _measured(**metrics: Any) -> Fault:
     """The answer with other numbers."""
 
     def fault(message: Message, answer: Message) -> list[Message]:
-        merged = MetricRecord({**answer.content.metric_records["metrics"], **metrics})
+        merged = MetricRecord({**metrics_of(answer.content), **metrics})
         return [Message(RecordDict({**answer.content, "metrics": merged}), reply_to=message)]
 
     return fault
@@ -432,7 +432,7 @@ def _without(records: Callable[[RecordDict], Iterable[str]]) -> Fault:
 
 
 def _rubbish(message: Message, answer: Message) -> list[Message]:
-    name, record = next(item for item in sorted(answer.content.array_records.items()) if item[0] != "buffers")
+    name, record = next(item for item in sorted(array_records(answer.content).items()) if item[0] != "buffers")
     odd = {key: Array(array.dtype, tuple(array.shape), "numpy.ndarray", b"rubbish") for key, array in record.items()}
     return [Message(RecordDict({**answer.content, name: ArrayRecord(odd)}), reply_to=message)]
 
@@ -445,8 +445,8 @@ FAULTS: dict[str, Fault] = {
     "an array too many": _edited(_foreign),
     "an array too few": _edited(_shortened),
     "bytes that are no array": _rubbish,
-    "no arrays": _without(lambda content: content.array_records),
-    "no numbers": _without(lambda content: content.metric_records),
+    "no arrays": _without(array_records),
+    "no numbers": _without(lambda content: ["metrics"]),
     "a negative number of examples": _measured(**{"num-examples": -3}),
     "NaN examples": _measured(**{"num-examples": math.nan}),
     "a list for a number": _measured(train_loss=[1.0, 2.0]),
@@ -461,7 +461,7 @@ FIRST_DECIDES = {"an array too few"}
 def _as_bytes(message: Message) -> Message:
     """The message with its arrays serialized and read again."""
     if message.has_content():
-        for name, record in message.content.array_records.items():
+        for name, record in array_records(message.content).items():
             plain = {key: Array(array.dtype, tuple(array.shape), array.stype, array.data) for key, array in record.items()}
             message.content[name] = ArrayRecord(plain)
     return message

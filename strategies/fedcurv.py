@@ -8,7 +8,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor, nn
 
-from fedvision.arrays import Named, pack, unpack
+from fedvision.arrays import Named, array_records, config_of, pack, unpack
 from fedvision.registry import strategies
 from fedvision.settings import Count, NonNegative
 from strategies.fedavg import LocalStrategy
@@ -77,17 +77,17 @@ class FedCurv(LocalStrategy):
         information = fisher(silo, self.chunk_size)
         moment = {name: information[name] * param.detach() for name, param in silo.params.items()}
         silo.state["u"], silo.state["v"] = pack(information), pack(moment)
-        silo.state["curvature"] = ConfigRecord({"round": content.config_records["config"]["server-round"]})
+        silo.state["curvature"] = ConfigRecord({"round": config_of(content)["server-round"]})
         return Update({"arrays": silo.arrays(), "u": information, "v": moment}, {"train_loss": loss})
 
     def _elastic(self, silo: Silo, content: RecordDict) -> Callable[[], Tensor] | None:
         """The penalty for leaving where the other clients were; None before there are any."""
-        if "u" not in content.array_records or not self.penalty_weight:
+        if "u" not in array_records(content) or not self.penalty_weight:
             return None
-        u, v = unpack(content.array_records["u"]), unpack(content.array_records["v"])
-        this_round = int(content.config_records["config"]["server-round"])  # type: ignore[arg-type]
-        if "curvature" in silo.state and silo.state.config_records["curvature"]["round"] == this_round - 1:
-            u, v = _less(u, silo.state.array_records["u"]), _less(v, silo.state.array_records["v"])
+        u, v = unpack(array_records(content)["u"]), unpack(array_records(content)["v"])
+        this_round = int(config_of(content)["server-round"])
+        if "curvature" in silo.state and config_of(silo.state, "curvature")["round"] == this_round - 1:
+            u, v = _less(u, array_records(silo.state)["u"]), _less(v, array_records(silo.state)["v"])
         params = silo.params
         return lambda: self.penalty_weight * penalty(params, u, v)
 

@@ -22,7 +22,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from fedvision.arrays import Named, pack, unpack
+from fedvision.arrays import Named, array_records, config_of, pack, unpack
 from fedvision.errors import AggregationError
 from fedvision.registry import strategies
 from fedvision.settings import Count, Fraction, Natural, NonNegative
@@ -119,9 +119,9 @@ class FishrStrategy(GradientStrategy):
         loss, gradient = self.own_gradient(silo)
         records: dict[str, Named] = {"gradient": gradient, "buffers": silo.buffers()}
         metrics = {"train_loss": loss}
-        if "variance" in content.array_records:
-            config: dict[str, Any] = dict(content.config_records["config"])
-            value, slope = self._penalty(silo, unpack(content.array_records["variance"]))
+        if "variance" in array_records(content):
+            config: dict[str, Any] = config_of(content)
+            value, slope = self._penalty(silo, unpack(array_records(content)["variance"]))
             scale = config["penalty-weight"] * config["silos"]
             metrics["penalty"] = scale * value
             share = {name: scale * slope[name] for name in slope}
@@ -166,12 +166,12 @@ class FishrStrategy(GradientStrategy):
 
     def prepare(self, content: RecordDict, ask: Callable[[RecordDict], Iterator[RecordDict]]) -> RecordDict:
         """Tell the clients Cbar, lambda, and the number of silos: the server takes a mean, the penalty is a sum."""
-        config: dict[str, Any] = dict(content.config_records["config"])
+        config: dict[str, Any] = config_of(content)
         weight = self.penalty_weight_in(config["server-round"])
         if weight and self.penalty == "exact":
             cbar = ArithmeticMean()
             for answer in ask(content):
-                cbar.add(unpack(answer.array_records["variance"]), self._weight(answer))
+                cbar.add(unpack(array_records(answer)["variance"]), self._weight(answer))
             self._require(cbar.count, config["server-round"])
             self._cbar = cbar.result()
         self._penalized = bool(weight and self._cbar)

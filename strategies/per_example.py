@@ -26,7 +26,7 @@ def moments(loss: ExampleLoss, model: nn.Module, layers: Sequence[nn.Module], ba
 
     Args:
         loss: must be a mean of independent per-example losses (no BatchNorm in training mode).
-        layers: modules within ``model``. If all are linear layers that are called once, on [n, features] inputs,
+        layers: modules within ``model``. If all are linear layers that are called once, on one row an example,
             their gradients follow in closed form from one pass; else ``torch.func`` computes them one by one.
         batch: n examples.
     """
@@ -35,7 +35,7 @@ def moments(loss: ExampleLoss, model: nn.Module, layers: Sequence[nn.Module], ba
     if all(type(layer) is nn.Linear for layer in layers) and len(set(params)) == len(params):
         with _taped(layers) as tape:
             total = loss(model, batch) * len(batch)
-        if all(len(tape[layer]) == 1 and tape[layer][0].closed_form for layer in layers):
+        if all(len(tape[layer]) == 1 and tape[layer][0].has_rows(len(batch)) for layer in layers):
             return _linear_moments(total, {layer: tape[layer][0] for layer in layers}, names)
     return _general_moments(loss, model, {names[param]: param for param in params}, batch)
 
@@ -65,10 +65,10 @@ class _Call:
     output: Tensor
     written: tuple[int, int]
 
-    @property
-    def closed_form(self) -> bool:
-        """Whether the layer saw a matrix, and neither it nor the output was overwritten since (``ReLU(inplace=True)``)."""
-        return self.inputs.ndim == 2 and self.written == (self.inputs._version, self.output._version)
+    def has_rows(self, examples: int) -> bool:
+        """Whether the layer saw one row an example, and no row or output was overwritten since (``ReLU(inplace=True)``)."""
+        matrix = self.inputs.ndim == 2 and len(self.inputs) == examples
+        return matrix and self.written == (self.inputs._version, self.output._version)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
-from fedvision.arrays import Named, pack, unpack
+from fedvision.arrays import Named, array_records, pack, unpack
 from fedvision.errors import ExperimentError
 from fedvision.registry import strategies
 from fedvision.settings import Positive
@@ -84,6 +84,6 @@ class Scaffold(LocalStrategy):
 
 def _control(content: RecordDict, like: Named) -> Named:
     """The control variate in a message or in a client's state; zeros before there is one."""
-    if "control" in content.array_records:
-        return unpack(content.array_records["control"])
+    if "control" in array_records(content):
+        return unpack(array_records(content)["control"])
     return {name: torch.zeros_like(param) for name, param in like.items()}

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor, nn
 
-from fedvision.arrays import Named, pack, unpack
+from fedvision.arrays import Named, array_records, metrics_of, pack, unpack
 from fedvision.data import Examples
 from fedvision.errors import AggregationError
 from fedvision.learners.learner import Learner
@@ -226,8 +226,8 @@ class Strategy(FlowerStrategy):
         """The clients' mean metrics; a client that evaluated nothing does not count."""
         means = WeightedMeans()
         for content in self._contents(replies, lambda content: None):
-            if content["metrics"]["num-examples"]:
-                means.add(content["metrics"], self._weight(content))
+            if metrics_of(content)["num-examples"]:
+                means.add(metrics_of(content), self._weight(content))
         return MetricRecord({**means.result()})
 
     def summary(self) -> None:
@@ -258,9 +258,9 @@ class Strategy(FlowerStrategy):
 
     def _fold(self, content: RecordDict, accumulators: Mapping[str, Fold], means: "WeightedMeans") -> None:
         weight = self._weight(content)
-        for name, record in content.array_records.items():
+        for name, record in array_records(content).items():
             accumulators[name].add(unpack(record), weight)
-        means.add(content.metric_records["metrics"], weight)
+        means.add(metrics_of(content), weight)
 
     def _contents(self, replies: Iterable[Message], fault: Callable[[RecordDict], str | None]) -> Iterator[RecordDict]:
         for reply in self._accepted(replies, fault):
@@ -288,7 +288,7 @@ class Strategy(FlowerStrategy):
             del reply
 
     def _weight(self, content: RecordDict) -> float:
-        return float(content.metric_records["metrics"]["num-examples"]) if self.weight_by == "examples" else 1.0  # type: ignore[arg-type]
+        return float(metrics_of(content)["num-examples"]) if self.weight_by == "examples" else 1.0
 
     def _require(self, answers: int, server_round: int) -> None:
         """Stop a round that has fewer usable answers than ``min_clients``."""
@@ -296,7 +296,7 @@ class Strategy(FlowerStrategy):
             reasons = "; ".join(str(failure) for failure in self.failures[:5]) or "no client answered"
             raise AggregationError(
                 f"round {server_round}: {answers} usable answers, strategy.min_clients = {self.min_clients}. {reasons}. "
-                "Mend the clients, or lower min_clients, and resume"
+                "Mend the clients and resume, or start again with a lower min_clients"
             )
 
 
@@ -318,11 +318,11 @@ class Inspection:
 
     def fault(self, content: RecordDict) -> str | None:
         """Why an answer cannot be used: a missing or foreign record or array, a wrong shape or type, a NaN; or None."""
-        given = content.array_records.keys() - {"buffers"}
+        given = array_records(content).keys() - {"buffers"}
         if not given or given != (self._records or given):
             return f"the answer has the records {sorted(given)}, expected {sorted(self._records or ['at least one'])}"
         try:
-            records = {name: unpack(record) for name, record in content.array_records.items()}
+            records = {name: unpack(record) for name, record in array_records(content).items()}
         except Exception as error:  # whatever bytes a client sent
             return f"the answer cannot be read: {error}"
         layout = {record: {name: _layout(tensor) for name, tensor in arrays.items()} for record, arrays in records.items()}
@@ -376,13 +376,13 @@ def reply(message: Message, update: Update, examples: int) -> Message:
 
 def _bad_metrics(content: RecordDict) -> str | None:
     """Why an answer's numbers cannot be averaged."""
-    metrics = content.metric_records.get("metrics")
-    if metrics is None or "num-examples" not in metrics:
+    metrics = metrics_of(content)
+    if "num-examples" not in metrics:
         return "the answer has no 'metrics' record with 'num-examples'"
     lists = [name for name, value in metrics.items() if not isinstance(value, int | float)]
     if lists:
         return f"metric {lists[0]!r} is {metrics[lists[0]]!r}, expected a number"
-    if not 0 <= metrics["num-examples"] < math.inf:  # type: ignore[operator]
+    if not 0 <= metrics["num-examples"] < math.inf:
         return f"'num-examples' is {metrics['num-examples']!r}, expected a number of examples"
     return None
 

@@ -150,6 +150,14 @@ def test_nothing_unpickles(source):
         assert keywords.get("allow_pickle", "False") == "False", f"line {call.lineno}: allow_pickle"
 
 
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_message_is_kept_alive_by_flowers_views_of_it(source):
+    # `content.array_records` and its like leave a reference cycle that holds the message until the garbage collector runs
+    views = {"array_records", "metric_records", "config_records", "parameters_records", "metrics_records", "configs_records"}
+    used = [node for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Attribute) and node.attr in views]
+    assert not [f"line {node.lineno}: {ast.unparse(node)}" for node in used], "use fedvision.arrays.array_records and its neighbors"
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 

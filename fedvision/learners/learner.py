@@ -19,7 +19,7 @@ class Loss:
 
     Attributes:
         total: scalar to minimize, a mean over the batch.
-        parts: its named terms, each a scalar, for the record.
+        parts: its named terms, each a scalar; a run records their means as ``train_<name>``.
     """
 
     total: Tensor

@@ -225,15 +225,32 @@ def test_legends_stand_beside_what_they_explain(tmp_path):
         assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
 
 
-def test_the_pictures_of_a_run_are_its_curves_and_its_partition(tmp_path, federated):
+def test_the_pictures_of_a_run_are_its_curves_its_partition_and_examples(tmp_path, federated):
     from server.folder import RunFolder
 
     folder = RunFolder(tmp_path)
     folder.rounds.write_text('{"round": 0, "test_loss": 2.0}\n{"round": 1, "test_loss": null}\n')
-    assert figures.of_run(folder, federated) == [tmp_path / "figures" / "curves.png", tmp_path / "figures" / "partition.png"]
+    names = ("curves.png", "partition.png", "examples.png")
+    assert figures.of_run(folder, federated) == [tmp_path / "figures" / name for name in names]
     for path in (tmp_path / "figures").iterdir():
         with Image.open(path) as image:
             assert image.format == "PNG" and 300 < image.height < 2000
+
+
+def test_examples_are_shown_one_row_a_client_and_one_for_the_test_set():
+    red, green = np.zeros((3, 2, 4, 4), np.float32), np.zeros((3, 2, 4, 4), np.float32)
+    red[:, 0], green[:, 1] = 1, 1
+    labels = np.zeros(3, int)
+    data = FederatedData.from_arrays(train=[(red, labels), (green, labels)], test=(red, labels))
+    (axes,) = figures.examples(data).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["client 0", "client 1", "test"]
+    canvas = axes.get_images()[0].get_array()
+    assert [canvas[row * 6, 0].tolist() for row in range(3)] == [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
+
+
+def test_there_are_no_pictures_of_examples_that_are_no_images():
+    table = (np.zeros((4, 7), np.float32), np.zeros(4, int))
+    assert figures.examples(FederatedData.from_arrays(train=[table], test=table)) is None
 
 
 def test_a_picture_replaces_the_one_before(tmp_path):

@@ -74,10 +74,10 @@ def line(text: str, label: str) -> str:
     ("test_loss", "validation_loss", "rounds"),
     [
         ([1, 9, 5, 7], [1, 3, 9, 8], {"paper": 2, "honest": 1, "last": 3}),  # the untrained model is never the answer
-        ([1, NAN, 5, NAN, 7], [NAN] * 5, {"paper": 2, "honest": 4, "last": 4}),  # what was not measured is passed over
+        ([1, NAN, 5, NAN, 7], [NAN] * 5, {"paper": 2, "honest": None, "last": 4}),  # what was not measured chooses nothing
         ([1, 5, 5], [1, 2, 2], {"paper": 1, "honest": 1, "last": 2}),  # the first of equals
         ([1], [1], {"paper": 0, "honest": 0, "last": 0}),
-        ([NAN, NAN], [NAN, NAN], {"paper": 1, "honest": 1, "last": 1}),
+        ([NAN, NAN], [NAN, NAN], {"paper": None, "honest": None, "last": 1}),
     ],
 )
 def test_selections_pick_the_rounds_they_say(test_loss, validation_loss, rounds):

@@ -215,3 +215,18 @@ def test_a_client_has_a_state_and_a_generator_even_if_none_is_given():
     one.state["memory"] = MetricRecord({"x": 1})
     assert "memory" not in other.state
     assert torch.equal(torch.rand(2, generator=one.rng), torch.rand(2, generator=other.rng))
+
+
+def test_the_named_parts_of_the_loss_are_means_per_example():
+    @dataclass(frozen=True, kw_only=True)
+    class Parts(Made):
+        def loss(self, model, batch, progress, rng):
+            total = model(batch.image).square().mean()
+            return Loss(total, {"number": batch.fields["number"].double().mean()})
+
+    learner = Parts(make=lambda: nn.Linear(3, 1))
+    model = learner.make()
+    silo = Silo(learner, model, copied(model), EXAMPLES, rng=generator(1))
+    assert silo.loss_parts() == {}
+    silo.gradient(silo.batches(4, shuffle=False))  # batches of 4, 4 and 2
+    assert silo.loss_parts() == {"number": pytest.approx(4.5)}

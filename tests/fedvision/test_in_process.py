@@ -117,7 +117,7 @@ def test_flowers_task_identity_is_put_back():
 
 
 def test_at_most_one_answer_is_alive_at_any_time():
-    # Each client looks, as it starts, for tensors of earlier answers: the server has folded and dropped them.
+    # Each client looks, as it starts, for arrays of earlier answers: the server has folded and dropped them.
     alive: list[weakref.ref] = []
     found: list[int] = []
     app = ClientApp()
@@ -125,10 +125,10 @@ def test_at_most_one_answer_is_alive_at_any_time():
     @app.train()
     def train(message: Message, context: Context) -> Message:
         found.append(sum(ref() is not None for ref in alive))
-        gradient = torch.full((1000,), float(context.node_config["partition-id"]))
-        alive.append(weakref.ref(gradient))
+        gradient = pack({"weight": torch.full((1000,), float(context.node_config["partition-id"]))})
+        alive.append(weakref.ref(gradient["weight"]))
         metrics = MetricRecord({"num-examples": 1, "train_loss": 1.0})
-        return Message(RecordDict({"gradient": pack({"weight": gradient}), "metrics": metrics}), reply_to=message)
+        return Message(RecordDict({"gradient": gradient, "metrics": metrics}), reply_to=message)
 
     strategy = FedSGD(server_optimizer={"name": "SGD", "lr": 1.0})
     with InProcessGrid(app, {}, 20) as grid:

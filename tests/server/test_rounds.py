@@ -78,6 +78,18 @@ def test_bytes_are_those_of_the_arrays_each_way(ran):
     assert [(row["bytes_up"], row["bytes_down"]) for row in rows] == [(0, 0)] + [(3 * 4 * parameters,) * 2] * 3
 
 
+def test_clients_are_told_the_progress_of_the_training(ran, monkeypatch):
+    told, honest = [], Classifier.loss
+
+    def listening(self, model, batch, progress, rng):
+        told.append(progress)
+        return honest(self, model, batch, progress, rng)
+
+    monkeypatch.setattr(Classifier, "loss", listening)
+    ran(changes={"rounds": 4})
+    assert told == [0.0] * 3 + [0.25] * 3 + [0.5] * 3 + [0.75] * 3
+
+
 def test_only_the_cohort_sends_and_receives(ran):
     rows = ran(changes={"strategy__fraction": 0.34})
     assert {row["clients"] for row in rows[1:]} == {1}

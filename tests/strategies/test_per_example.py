@@ -188,3 +188,24 @@ def test_no_hook_is_left_behind_even_if_the_loss_fails():
     with pytest.raises(FloatingPointError):
         moments(failing, model, owners(model), batch)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_head_that_sees_two_rows_an_example_is_not_in_closed_form():
+    """Sums of outer products over rows are not the sums of squares over examples then."""
+    model, batch = (
+        nn.Linear(3, 2),
+        Examples({"image": torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), "label": torch.arange(5) % 2}),
+    )
+
+    def two_views(model, batch):
+        one, other = model(torch.cat([batch.image, 2 * batch.image + 1])).chunk(2)
+        return (one.square() + (one * other)).sum(1).mean()
+
+    expected = []
+    for i in range(5):
+        model.zero_grad()
+        two_views(model, batch[i : i + 1]).backward()
+        expected.append(model.weight.grad.clone())
+    total, squares = moments(two_views, model, [model], batch)["weight"]
+    torch.testing.assert_close(total, torch.stack(expected).sum(0))
+    torch.testing.assert_close(squares, torch.stack(expected).square().sum(0))
