@@ -199,19 +199,17 @@ def answers_may_travel_as_bytes(case: Case) -> None:
 
 def wrong_answers_are_refused(case: Case) -> None:
     """A wrong answer is noted with its client and a reason, and leaves no trace in the model."""
-    for client in (FIRST, LAST):
-        expected = case.federation().round(1, {client: _nothing})
-        for what, fault in FAULTS.items():
-            if client == FIRST and what in FIRST_DECIDES:
-                continue
-            federation = case.federation()
-            arrays = federation.round(1, {client: fault})
-            noted = [failure.client for failure in federation.strategy.failures]
-            assert noted == [client], f"{case.name}: client {client} sends {what}, but clients {noted} are noted as failed"
-            assert federation.strategy.failures[0].reason, f"{case.name}: client {client} sends {what}, noted without a reason"
-            taken = federation.strategy.answered
-            assert taken == CLIENTS - 1, f"{case.name}: client {client} sends {what}, {taken} answers are counted"
-            assert _same(arrays, expected), f"{case.name}: client {client} sends {what}, which moves the model"
+    expected = {client: case.federation().round(1, {client: _nothing}) for client in (FIRST, LAST)}
+    for what, fault in FAULTS.items():
+        client = LAST if what in FIRST_DECIDES else FIRST
+        federation = case.federation()
+        arrays = federation.round(1, {client: fault})
+        noted = [failure.client for failure in federation.strategy.failures]
+        assert noted == [client], f"{case.name}: client {client} sends {what}, but clients {noted} are noted as failed"
+        assert federation.strategy.failures[0].reason, f"{case.name}: client {client} sends {what}, noted without a reason"
+        taken = federation.strategy.answered
+        assert taken == CLIENTS - 1, f"{case.name}: client {client} sends {what}, {taken} answers are counted"
+        assert _same(arrays, expected[client]), f"{case.name}: client {client} sends {what}, which moves the model"
 
 
 def a_second_answer_is_refused(case: Case) -> None:
