@@ -90,5 +90,5 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 def test_an_unfinished_run_is_refused(folder, tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
-    with pytest.raises(RunError, match="is interrupted; go on with --resume"):
+    with pytest.raises(RunError, match=r"has not finished \(status: interrupted\); go on with --resume"):
         diagnose(tmp_path, (0, 1))
