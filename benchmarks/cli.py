@@ -40,7 +40,8 @@ def main() -> None:
     """Run the command line; errors that a user can mend are printed without a traceback."""
     debug = "--debug" in sys.argv
     _quieten(debug)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a script's background job was told to ignore the first
+        signal.signal(number, _interrupt)
     try:
         app([argument for argument in sys.argv[1:] if argument != "--debug"], standalone_mode=True)
     except FedVisionError as error:

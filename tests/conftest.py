@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 import torch
 from flwr.clientapp import ClientApp
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # Their annotations, shapes included, are checked at every call. Not those that run while check_learner watches the global
 # generators: beartype draws from Python's to pick the item of a list or dict that it looks at.

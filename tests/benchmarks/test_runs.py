@@ -57,7 +57,7 @@ def test_a_run_gives_a_table_a_model_and_a_folder(experiment, federated, tmp_pat
     files = {str(path.relative_to(done.path)) for path in done.path.rglob("*") if path.is_file() and "tensorboard" not in path.parts}
     assert files == {
         "rounds.jsonl", "model.safetensors", "checkpoint.safetensors", "experiment.toml", "manifest.json",
-        "figures/curves.png", "figures/partition.png",
+        "figures/curves.png", "figures/examples.png", "figures/partition.png",
     }  # fmt: skip
     assert len(list((done.path / "tensorboard").iterdir())) == 1
     for picture in (done.path / "figures").iterdir():

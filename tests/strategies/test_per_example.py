@@ -163,6 +163,14 @@ def test_a_head_of_several_layers_has_the_moments_of_them_all():
     assert all(close(found[name][part], expected[name][part]) for name in found for part in (0, 1))
 
 
+def test_a_linear_head_with_other_parameters_than_its_weight_is_not_in_closed_form():
+    """Weight normalization turns the weight into a function of two parameters, whose moments are asked for."""
+    model, batch = build("parametrized"), examples("parametrized")
+    found, expected = moments(loss, model, [model[1]], batch), looped(model, batch)
+    assert set(found) == set(expected) == {"1.bias", "1.parametrizations.weight.original0", "1.parametrizations.weight.original1"}
+    assert all(close(found[name][part], expected[name][part]) for name in found for part in (0, 1))
+
+
 def test_the_moments_of_one_linear_layer_are_sums_of_outer_products():
     inputs, derivatives = torch.tensor([[1.0, 2.0], [3.0, -1.0]]), torch.tensor([[2.0], [-1.0]])
     weight, bias = linear_moments(inputs, derivatives)
