@@ -82,7 +82,8 @@ class Worker:
 
     def answer(self, content: RecordDict, letters: Sequence[Letter]) -> list[Answer]:
         """The answers of several clients to messages of the same content."""
-        return [self._desk.answer(Message(content, metadata=letter.metadata), letter.state)  # type: ignore[call-overload] for letter in letters]
+        messages = (Message(content, metadata=letter.metadata) for letter in letters)  # type: ignore[call-overload]
+        return [self._desk.answer(message, letter.state) for message, letter in zip(messages, letters, strict=True)]
 
 
 @dataclass(eq=False)
