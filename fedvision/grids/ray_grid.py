@@ -52,6 +52,14 @@ PATIENCE = 120
 """Seconds for the workers to start."""
 
 
+CAUSES = {
+    "low on memory": "the machine ran out of memory",
+    "exits with a connection error": "its process was killed, or crashed",
+    "exit code": "its process ended by itself",
+}
+"""What Ray says of a worker's death, in short."""
+
+
 class Letter(NamedTuple):
     """A message to one client without its content, and what that client kept."""
 
@@ -169,7 +177,7 @@ class RayGrid(LocalGrid):
                 if task.deaths == 1:
                     flying.appendleft(self._assigned(task, flying))
                     continue
-                answers = self._one_by_one(task)
+                answers = self._one_by_one(task, flying)
             for message, answer in zip(task.messages, answers, strict=True):
                 yield message, self._received(answer)
             del answers, answer  # or they would stay in shared memory while the next are awaited
@@ -195,21 +203,25 @@ class RayGrid(LocalGrid):
         letters = [Letter(message.metadata, self._states.get(message.metadata.dst_node_id)) for message in messages]
         return worker.answer.remote(content, letters)
 
-    def _one_by_one(self, task: Task) -> Iterator[Answer]:
-        """Each client of a task on a worker with nothing else to do, so that the one over which workers die is known."""
-        worker = self._hire()
+    def _one_by_one(self, task: Task, flying: Collection[Task]) -> Iterator[Answer]:
+        """Each client of a task on a worker that does nothing else, so that the one over which workers die is known."""
+        worker = self._pool.pop()
+        others = [other.answers for other in flying if other.worker is worker]
+        self._ray.wait(others, num_returns=len(others)) if others else None
         for message in task.messages:
-            for _ in range(ATTEMPTS):
+            deaths: list[Exception] = []
+            while len(deaths) < ATTEMPTS:
                 try:
                     [answer] = self._ray.get(self._ask(worker, task.content, [message]))
                     break
                 except self._ray.exceptions.RayError as death:
-                    answer = Answer(
-                        Error(WORKER_DIED, f"{ATTEMPTS} worker processes died over this client, the last because: {_cause(death)}"), None
-                    )
+                    deaths.append(death)
                     worker = self._hire()
+            else:
+                reason = f"{ATTEMPTS} worker processes died over this client, at last because: {_cause(deaths[-1])}"
+                answer = Answer(Error(WORKER_DIED, reason), None)
             yield answer
-        self._ray.kill(worker)
+        self._pool.append(worker)
 
     def _received(self, answer: Answer) -> Answer:
         """The answer on the server's device; what the client keeps, in memory of its own."""
@@ -269,6 +281,9 @@ def _converted(content: RecordDict, convert: Callable[[Tensor], Tensor]) -> Reco
 
 
 def _cause(error: Exception) -> str:
-    """The last word of one of Ray's long messages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    """What one of Ray's long messages comes to."""
+    text = " ".join(str(error).split())
+    for sign, cause in CAUSES.items():
+        if sign in text:
+            return cause
+    return text[-200:] or type(error).__name__
