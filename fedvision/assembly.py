@@ -48,9 +48,15 @@ class Assembly:
         device = _device(experiment.device)
         strategy, learner = experiment.build_strategy(), experiment.build_learner()
         data = experiment.load_data() if data is None else data
-        model = learner.build(data.spec, generator(experiment.seed, "model")).to(device)
-        initial = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        model = _laid_out(learner.build(data.spec, generator(experiment.seed, "model")).to(device))
+        initial = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
         return cls(experiment, data.to(device), learner, strategy, model, initial, device)
+
+
+def _laid_out(model: nn.Module) -> nn.Module:
+    """The model, with channels as the fastest-running dimension on a CPU: most convolutions take less time so."""
+    on_cpu = all(param.device.type == "cpu" for param in model.parameters())
+    return model.to(memory_format=torch.channels_last) if on_cpu else model  # type: ignore[call-overload, no-any-return]
 
 
 def _device(name: str) -> torch.device:
@@ -72,6 +78,16 @@ def installed(run_id: int, assembly: Assembly) -> Iterator[None]:
         yield
     finally:
         del _installed[run_id]
+
+
+def install(run_id: int, assembly: Assembly) -> None:
+    """Let the apps of this process use ``assembly`` for the run ``run_id``, for as long as the process lives."""
+    _installed[run_id] = assembly
+
+
+def at_hand(run_id: int) -> Assembly | None:
+    """The parts of a run, if they have been built in this process."""
+    return _installed.get(run_id)
 
 
 def assembly_of(run_id: int, run_config: Mapping[str, Any]) -> Assembly:
