@@ -1,11 +1,12 @@
 """Running one experiment, from Python."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from clients.app import app as client_app
 from fedvision import registry
 from fedvision.assembly import Assembly, installed
 from fedvision.data import FederatedData
-from fedvision.errors import RunError
+from fedvision.errors import EngineError, RunError
 from fedvision.experiment import Experiment
+from fedvision.grids.runtime import Runtime
 from server.app import app as server_app
 from server.app import prepared
 from server.checkpoint import load_weights
@@ -105,6 +107,7 @@ def run(
         FedVisionError: a wrong experiment, data that does not fit, too few usable answers, a full disk, ...
     """
     experiment = Experiment.load(experiment, overrides)
+    _check_travels(experiment, data=data, initial=initial)
     weights = load_weights(Path(initial)) if isinstance(initial, str | Path) else initial
     assembly = Assembly.of(experiment, data)
     identity = identity_of(experiment, assembly.data, weights)
@@ -123,14 +126,47 @@ def run(
 
 def _execute(session: Session) -> None:
     """Carry a session over the engine that its experiment names."""
-    experiment, run_id = session.assembly.experiment, next(_run_ids)
-    run_config = {"run-id": run_id, "experiment": str(session.folder.experiment), "overrides": ""}
+    experiment, clients = session.assembly.experiment, session.assembly.data.num_clients
     engine = registry.engines.find(experiment.engine.name)
+    if _is_runtime(engine):
+        _follow(engine(**experiment.engine.settings), session)
+        return
+    run_id = next(_run_ids)
+    run_config = {"run-id": run_id, "experiment": str(session.folder.experiment), "overrides": ""}
     with ExitStack() as stack:
         stack.enter_context(installed(run_id, session.assembly))
         stack.enter_context(prepared(run_id, session))
-        grid = stack.enter_context(engine(client_app, run_config, session.assembly.data.num_clients, **experiment.engine.settings))
+        grid = stack.enter_context(engine(client_app, run_config, clients, **experiment.engine.settings))
         server_app(grid, Context(run_id, 0, {}, RecordDict(), run_config))  # type: ignore[arg-type]
+
+
+def _is_runtime(engine: Any) -> bool:
+    return isinstance(engine, type) and issubclass(engine, Runtime)
+
+
+def _follow(runtime: Runtime, session: Session) -> None:
+    """Have a run done elsewhere, and tell its rows as they are recorded."""
+    file, told, size = session.folder.rounds, -1, -1
+    with contextlib.closing(runtime.follow(session.assembly.experiment, session.assembly.data.num_clients, session.folder.path)) as news:
+        for _ in chain(news, [None]):
+            grown = file.stat().st_size if file.exists() else -1
+            for row in read_rows(file) if grown != size else ():
+                if row["round"] > told:
+                    told = row["round"]
+                    session.on_round(row)
+            size = grown
+
+
+def _check_travels(experiment: Experiment, **given: Any) -> None:
+    """Refuse what cannot be sent to where the experiment's engine runs it."""
+    engine = registry.engines.find(experiment.engine.name)
+    if not _is_runtime(engine):
+        return
+    engine(**experiment.engine.settings).check(experiment)
+    for name, value in given.items():
+        if value is not None:
+            stays = f"`{name}` was given here and does not travel with engine.name = {experiment.engine.name!r}"
+            raise EngineError(f"{stays}; name it in the experiment, or use engine.name = 'in-process'")
 
 
 def _folder(experiment: Experiment, identity: str, out: str | Path | None, resume: bool) -> RunFolder:

@@ -10,13 +10,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedvision.assembly import assembly_of
 from fedvision.errors import RunError
+from fedvision.grids.flower import RUNS
 from fedvision.grids.roster import Roster
 from server.folder import RunFolder
 from server.manifest import closing, describe, identity_of
 from server.rounds import ANOTHER, Session
-
-RUNS = "FEDVISION_RUNS"
-"""The environment variable that says where a ServerApp of Flower's keeps runs: ``runs`` in its current folder if not set."""
 
 WAIT = "FEDVISION_WAIT"
 """The environment variable that says how many seconds such a ServerApp waits for its clients; 300 if not set."""
