@@ -93,11 +93,24 @@ def at_hand(run_id: int) -> Assembly | None:
 def assembly_of(run_id: int, run_config: Mapping[str, Any]) -> Assembly:
     """The parts of a run; built on first use from the run's configuration, then kept.
 
+    The process that builds them computes with as many threads as the experiment says from then on.
+
     Args:
         run_id: Flower's.
-        run_config: ``experiment``, a path or bundled name, and ``overrides``, as ``--set`` takes them, separated by ``;``.
+        run_config: ``experiment``, a bundled name, a path or the text of a file, and ``overrides``, as ``--set`` takes
+            them, separated by ``;``.
+
+    Raises:
+        FedVisionError: there is no such experiment, or its parts do not fit together.
     """
     if run_id not in _installed:
-        overrides = parse_overrides(part for part in str(run_config.get("overrides", "")).split(";") if part.strip())
-        _installed[run_id] = Assembly.of(Experiment.load(str(run_config["experiment"]), overrides))
+        experiment = _experiment(run_config)
+        torch.set_num_threads(experiment.threads)
+        _installed[run_id] = Assembly.of(experiment)
     return _installed[run_id]
+
+
+def _experiment(run_config: Mapping[str, Any]) -> Experiment:
+    overrides = parse_overrides(part for part in str(run_config.get("overrides", "")).split(";") if part.strip())
+    named = str(run_config["experiment"])
+    return Experiment.parse(named, overrides, "run-config") if "\n" in named else Experiment.load(named, overrides)
