@@ -82,6 +82,9 @@ def numbers(row: Row) -> str:
     parts = [f"{label} {row[name]:.4f}" for name, label in SHOWN.items() if isinstance(row.get(name), float)]
     if row["clients"] or row["failures"]:
         parts.append(f"{row['clients']} clients" + (f", [red]{row['failures']} failed[/]" if row["failures"] else ""))
+    absent = [f"{row[kind]} {word}" for kind, word in (("dropped", "dropped out"), ("late", "late")) if row.get(kind)]
+    if absent:
+        parts.append(", ".join(absent))
     return "  ".join(parts)
 
 
@@ -99,6 +102,9 @@ def print_summary(console: Console, done: Run) -> None:
         row = rounds.iloc[index]
         table.add_row(label, str(int(row["round"])), *("-" if math.isnan(row[name]) else f"{row[name]:.4f}" for name in shown))
     console.print(table)
+    if "simulated_seconds" in rounds:
+        absent = f"{rounds['dropped'].sum():.0f} times a client dropped out, {rounds['late'].sum():.0f} answers came too late"
+        console.print(f"simulated wall-clock: {rounds['simulated_seconds'].sum():,.1f} s; {absent}")
     console.print(f"run folder: {done.path}  (pictures in {done.path / 'figures'})", soft_wrap=True, markup=False)
 
 

@@ -107,13 +107,14 @@ def _pixels(images: np.ndarray) -> np.ndarray:
     return np.asarray(scaled.transpose(0, 2, 3, 1))
 
 
-def comparison(runs: Mapping[str, list[pd.DataFrame]], metrics: Mapping[str, str], title: str = "") -> "Figure":
+def comparison(runs: Mapping[str, list[pd.DataFrame]], metrics: Mapping[str, str], title: str = "", clock: str | None = None) -> "Figure":
     """A metric by round for several named groups of runs: the mean over each group, and a band of one standard deviation.
 
     Args:
         runs: the tables of rounds of each group, one a seed.
         metrics: column -> axis label, one panel each.
         title: above the panels.
+        clock: the column of a round's seconds; curves run over its sum, in the mean over each group, instead of rounds.
     """
     figure, panels = _panels(len(metrics))
     figure.suptitle(title)
@@ -121,12 +122,19 @@ def comparison(runs: Mapping[str, list[pd.DataFrame]], metrics: Mapping[str, str
         for look, (name, tables) in zip(_looks(len(runs)), runs.items(), strict=True):
             table = pd.concat([rounds.set_index("round")[column] for rounds in tables], axis=1).dropna(how="all")
             mean, deviation = table.mean(axis=1), table.std(axis=1, ddof=1 if len(tables) > 1 else 0)
-            axes.plot(mean.index, mean, label=name, marker="o" if len(mean) == 1 else None, **look)
-            axes.fill_between(mean.index, mean - deviation, mean + deviation, color=look["color"], alpha=0.15, linewidth=0)
-        _whole_numbers(axes)
-        axes.set(xlabel="round", ylabel=label)
+            x = mean.index if clock is None else _elapsed(tables, clock).reindex(mean.index)
+            axes.plot(x, mean, label=name, marker="o" if len(mean) == 1 else None, **look)
+            axes.fill_between(x, mean - deviation, mean + deviation, color=look["color"], alpha=0.15, linewidth=0)
+        if clock is None:
+            _whole_numbers(axes)
+        axes.set(xlabel="round" if clock is None else clock.replace("_", " "), ylabel=label)
     _legend(panels[-1], outside=True)
     return figure
+
+
+def _elapsed(tables: list[pd.DataFrame], clock: str) -> pd.Series:
+    """By round: the seconds since the beginning, in the mean over several runs."""
+    return pd.concat([rounds.set_index("round")[clock].fillna(0).cumsum() for rounds in tables], axis=1).mean(axis=1)
 
 
 def environments(accuracies: Mapping[str, pd.DataFrame], title: str = "") -> "Figure":

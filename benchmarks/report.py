@@ -56,6 +56,9 @@ def selected(rounds: pd.DataFrame, metric: str, selection: str) -> float:
     return math.nan if index is None else float(rounds[metric].iloc[index])
 
 
+SIMULATED = "simulated_seconds"
+"""The column of a round's seconds on the virtual clock, in runs whose experiment has a behavior."""
+
 HEADINGS = {"paper": "lowest test loss", "honest": "silo validation", "last": "last round"}
 WIDE = 100
 """Columns that a terminal must have for the published numbers to be printed too; the files always have them."""
@@ -130,17 +133,18 @@ def _block(report: Report, name: str, column: Column, tables: dict[str, list[pd.
 
 @dataclass(frozen=True)
 class Cost:
-    """What one row needs to reach an experiment's target, in the mean over the seeds that reach it."""
+    """What one row needs to reach an experiment's target, in the mean over the seeds that reach it; seconds are simulated."""
 
     row: str
     reached: int
     seeds: int
     rounds: float
     megabytes: float
+    seconds: float
 
 
 def costs(suite: Suite, rounds: Rounds) -> dict[str, list[Cost]]:
-    """For each experiment with a target: rounds, and megabytes sent both ways by all clients, until it is reached."""
+    """For each experiment with a target: rounds, megabytes both ways of all clients, and simulated seconds, until it is reached."""
     result: dict[str, list[Cost]] = {}
     for name, column in suite.experiments.items():
         if column.target is None:
@@ -153,9 +157,9 @@ def costs(suite: Suite, rounds: Rounds) -> dict[str, list[Cost]]:
                 reached = (values <= column.target.value) if lower else (values >= column.target.value)
                 if reached.any():
                     until = run.loc[: reached.idxmax()]
-                    hits.append((len(until) - 1, (until["bytes_up"] + until["bytes_down"]).sum() / 1e6))
-            table = pd.DataFrame(hits, columns=["rounds", "megabytes"])
-            means = (float(table["rounds"].mean()), float(table["megabytes"].mean())) if hits else (math.nan, math.nan)
+                    seconds = until[SIMULATED].sum() if SIMULATED in until else math.nan
+                    hits.append((len(until) - 1, (until["bytes_up"] + until["bytes_down"]).sum() / 1e6, seconds))
+            means = np.mean(hits, axis=0).tolist() if hits else [math.nan] * 3
             result.setdefault(name, []).append(Cost(row, len(hits), suite.seeds, *means))
     return result
 
@@ -290,15 +294,18 @@ def _cost_table(suite: Suite, column: str, entries: list[Cost]) -> list[str]:
     target = suite.experiments[column].target
     assert target is not None, "only experiments with a target have costs"
     sign = "at most" if target.metric.endswith("loss") else "at least"
+    clocked = any(math.isfinite(cost.seconds) for cost in entries)
+    until = f"Until {target.metric.replace('_', ' ')} is {sign} {target.value:g}"
     lines = [
-        f"Until {target.metric.replace('_', ' ')} is {sign} {target.value:g}; megabytes are array data up and down, all clients together.",
+        f"{until}; megabytes are array data up and down, all clients together" + ("; seconds are simulated." if clocked else "."),
         "",
-        "| strategy | runs that reach it | rounds | MB |",
-        "|---|---:|---:|---:|",
+        "| strategy | runs that reach it | rounds | MB |" + (" s |" if clocked else ""),
+        "|---|---:|---:|---:|" + ("---:|" if clocked else ""),
     ]
     for cost in entries:
-        numbers = (f"{cost.rounds:.1f}", f"{cost.megabytes:.1f}") if cost.reached else ("–", "–")
-        lines.append(f"| {suite.strategies[cost.row].label} | {cost.reached} of {cost.seeds} | {numbers[0]} | {numbers[1]} |")
+        numbers = [cost.rounds, cost.megabytes, *([cost.seconds] if clocked else [])]
+        cells = " | ".join(f"{number:.1f}" if cost.reached else "–" for number in numbers)
+        lines.append(f"| {suite.strategies[cost.row].label} | {cost.reached} of {cost.seeds} | {cells} |")
     return lines
 
 
@@ -330,6 +337,9 @@ def _figures(results: Results, rounds: Rounds) -> Iterator[Path]:
             continue
         metrics = {"test_loss": "test loss", "test_accuracy": "test accuracy"}
         yield figures.save(figures.comparison(runs, metrics, suite.experiments[column].title), home / f"{column}-curves.png")
+        if all(SIMULATED in table for tables in runs.values() for table in tables):
+            figure = figures.comparison(runs, metrics, suite.experiments[column].title, clock=SIMULATED)
+            yield figures.save(figure, home / f"{column}-clock.png")
         environments = _environments(runs)
         if environments:
             yield figures.save(figures.environments(environments, suite.experiments[column].title), home / f"{column}-environments.png")

@@ -66,7 +66,7 @@ def _work(message: Message, context: Context, purpose: str, half: Callable[[Asse
         )
         update = half(assembly)(silo, message.content)
     metrics = {**prefixed("train", silo.loss_parts()), **update.metrics}
-    return reply(message, Update(update.records, metrics), len(silo.train))
+    return reply(message, Update(update.records, metrics), len(silo.train), silo.work)
 
 
 def _this(context: Context) -> tuple[Assembly, int]:

@@ -27,6 +27,9 @@ class Silo:
         state: what the client keeps between rounds.
         rng: all randomness of this answer.
         progress: how much of the training is done, in [0, 1].
+
+    Attributes:
+        work: how many examples have been asked for in batches, one that was asked for twice counting twice.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Silo:
         self.learner, self.model, self.train, self.progress = learner, model, train, progress
         self.state = RecordDict() if state is None else state
         self.rng = torch.Generator().manual_seed(0) if rng is None else rng
+        self.work = 0
         self._parts = Tally()
         self._held = load(model, arrays)
         model.train()
@@ -70,6 +74,7 @@ class Silo:
         for start in range(0, len(self.train), size):
             stop = start + size
             batch = self.train[start:stop] if order is None else self.train[order[start:stop]]
+            self.work += len(batch)
             yield self.learner.train_view(batch, self.rng)
 
     def gradient(self, batches: Iterable[Examples]) -> tuple[float, dict[str, Tensor]]:

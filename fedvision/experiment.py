@@ -17,7 +17,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import tomli_w
 
 from fedvision import registry, seeds, settings
+from fedvision.behavior import Behavior
 from fedvision.data.federated import FederatedData
 from fedvision.data.pool import DEALT, Pool, deal
 from fedvision.errors import DataError, ExperimentError
@@ -87,6 +88,7 @@ class Experiment:
         checkpoint_every: rounds between checkpoints; the last round always has one.
         threads: CPU threads per client; part of the experiment, since a sum's last bits depend on it.
         tensorboard: whether to write TensorBoard events.
+        behavior: how slow and unreliable clients are, simulated; if not given, all answer at once.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Experiment:
     checkpoint_every: Count = 1
     threads: Count = 1
     tensorboard: bool = True
+    behavior: Behavior | None = None
 
     @classmethod
     def load(cls, experiment: "str | Path | Experiment", overrides: Mapping[str, Any] | None = None) -> "Experiment":
@@ -140,8 +143,10 @@ class Experiment:
             for key in tables:
                 if key not in known:
                     raise ExperimentError(f"{key}: no such key; {settings.nearest(key, sorted(known))}")
-            plain = {key: value for key, value in tables.items() if key not in COMPONENTS}
-            checked = settings.resolve(cls, plain, "experiment", without=frozenset(COMPONENTS))
+            plain = {key: value for key, value in tables.items() if key not in (*COMPONENTS, "behavior")}
+            checked = settings.resolve(cls, plain, "experiment", without=frozenset((*COMPONENTS, "behavior")))
+            if "behavior" in tables:
+                checked["behavior"] = _behavior(tables["behavior"])
             missing = [key for key in ("data", "learner", "strategy") if key not in tables]
             if missing:
                 raise ExperimentError(f'[{missing[0]}] is missing; add a table such as [{missing[0]}] name = "..."')
@@ -158,7 +163,9 @@ class Experiment:
         tables: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            tables[f.name] = {"name": value.name, **value.settings} if isinstance(value, Component) else value
+            if isinstance(value, Component):
+                value = {"name": value.name, **value.settings}
+            tables[f.name] = asdict(value) if isinstance(value, Behavior) else value
         plain = {key: value for key, value in tables.items() if not isinstance(value, dict)}
         return _table(plain | {key: value for key, value in tables.items() if isinstance(value, dict)})
 
@@ -271,9 +278,15 @@ def _toml_value(text: str, assignment: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as error:
-        if re.fullmatch(r"[A-Za-z_./~][\w./~:-]*", text):
+        if re.fullmatch(r"[A-Za-z_./~][\w./~:-]*|[\w.-]+:\d+", text):
             return text
         raise ExperimentError(f"--set {assignment!r}: {text!r} is not a TOML value ({error}); quote text, as in 'key=\"a b\"'") from error
+
+
+def _behavior(table: Any) -> Behavior:
+    if not isinstance(table, Mapping):
+        raise ExperimentError(f"behavior: expected a table, as [behavior] dropout = 0.1; got {table!r}")
+    return Behavior(**settings.resolve(Behavior, table, "behavior"))
 
 
 def _build(target: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> Any:

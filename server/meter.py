@@ -1,4 +1,4 @@
-"""A grid that counts the array bytes of training going through it."""
+"""Grids around a grid: one that only passes on, and one that counts the array bytes of training on their way."""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,21 +9,15 @@ from flwr.supercore.run import Run
 from fedvision.arrays import nbytes
 
 
-class MeteredGrid(Grid):
-    """Passes everything on to another grid and counts bytes of arrays, evaluation left out.
+class PassingGrid(Grid):
+    """Passes everything on to another grid; who changes or watches something on the way says only that.
 
-    Attributes:
-        bytes_down: sent to clients since the last ``reset``.
-        bytes_up: received from clients since the last ``reset``.
+    Args:
+        grid: the other one.
     """
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self.reset()
-
-    def reset(self) -> None:
-        """Start counting from zero."""
-        self.bytes_down = self.bytes_up = 0
 
     def set_run(self, run: Run) -> None:
         """Pass on."""
@@ -41,6 +35,35 @@ class MeteredGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """Pass on."""
         return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Pass on."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pass on."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Pass on."""
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+
+class MeteredGrid(PassingGrid):
+    """Counts bytes of arrays on their way, evaluation left out.
+
+    Attributes:
+        bytes_down: sent to clients since the last ``reset``.
+        bytes_up: received from clients since the last ``reset``.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__(grid)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start counting from zero."""
+        self.bytes_down = self.bytes_up = 0
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Pass on, counted."""

@@ -12,10 +12,11 @@ from flwr.serverapp import Grid
 
 from fedvision.arrays import Named, pack, unpack
 from fedvision.assembly import Assembly
-from fedvision.errors import RunError
+from fedvision.errors import AggregationError, RunError
 from fedvision.evaluation import evaluate, load
 from fedvision.metrics import prefixed, spread
 from server.checkpoint import Checkpoint, save_tensors
+from server.clock import ClockedGrid
 from server.folder import RunFolder
 from server.meter import MeteredGrid
 from server.record import RunRecord, read_rows
@@ -55,11 +56,11 @@ class Session:
         for row in read_rows(self.folder.rounds):
             self.on_round(row)
         try:
-            metered = MeteredGrid(grid)
+            metered, clock = self._watched(grid)
             if done < 0:
                 self._keep(record, self._initial_row(arrays, metered), arrays, grid)
             for number in range(max(done, 0) + 1, rounds + 1):
-                row, arrays = self._round(number, arrays, metered)
+                row, arrays = self._round(number, arrays, metered, clock)
                 self._keep(record, row, arrays, grid)
         finally:
             record.close()
@@ -91,17 +92,25 @@ class Session:
             raise RunError(f"initial weights do not fit the model: {fact}; give weights of this learner")
         return {name: self.initial[name].to(own[name].dtype) for name in own}
 
-    def _round(self, number: int, arrays: ArrayRecord, grid: MeteredGrid) -> tuple[Row, ArrayRecord]:
+    def _watched(self, grid: Grid) -> tuple[MeteredGrid, ClockedGrid | None]:
+        """The grid with a meter of its bytes, and with a clock if clients' behavior is simulated."""
+        experiment = self.assembly.experiment
+        if experiment.behavior is None:
+            return MeteredGrid(grid), None
+        clock = ClockedGrid(grid, experiment.behavior, experiment.seed)
+        return MeteredGrid(clock), clock
+
+    def _round(self, number: int, arrays: ArrayRecord, grid: MeteredGrid, clock: ClockedGrid | None) -> tuple[Row, ArrayRecord]:
         began = time.perf_counter()
         strategy, experiment = self.assembly.strategy, self.assembly.experiment
         grid.reset()
-        config = ConfigRecord({"progress": (number - 1) / experiment.rounds})
-        replies = grid.send_and_receive(strategy.configure_train(number, arrays, config, grid))
-        arrays, trained = strategy.aggregate_train(number, replies)
+        if clock is not None:
+            clock.reset()
+        arrays, trained = self._trained(number, arrays, grid, clock)
         due = number % experiment.evaluate_every == 0 or number == experiment.rounds
         row = {
             "round": number,
-            **_numbers(trained),
+            **trained,
             **(self._evaluation(number, arrays, grid, "validation") if due else {}),
             "clients": strategy.answered,
             "failures": len(strategy.failures),
@@ -109,7 +118,22 @@ class Session:
             "bytes_up": grid.bytes_up,
             "bytes_down": grid.bytes_down,
         }
+        if clock is not None:
+            row |= {"simulated_seconds": clock.seconds, "dropped": clock.dropped, "late": clock.late}
         return row | {"seconds": time.perf_counter() - began}, arrays
+
+    def _trained(self, number: int, arrays: ArrayRecord, grid: Grid, clock: ClockedGrid | None) -> tuple[ArrayRecord, dict[str, float]]:
+        """The model after a round of training; as before, if too few of the clients are there and in time."""
+        strategy, config = self.assembly.strategy, ConfigRecord({"progress": (number - 1) / self.assembly.experiment.rounds})
+        try:
+            replies = grid.send_and_receive(strategy.configure_train(number, arrays, config, grid))
+            following, metrics = strategy.aggregate_train(number, replies)
+        except AggregationError:
+            if clock is None or not clock.dropped + clock.late:
+                raise
+            strategy.answered = 0
+            return arrays, {}
+        return following, _numbers(metrics)
 
     def _initial_row(self, arrays: ArrayRecord, grid: Grid) -> Row:
         """Round 0: the initial model, on the training examples too of the clients that evaluate."""

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor, nn
 
-from fedvision.arrays import Named, array_records, metrics_of, pack, unpack
+from fedvision.arrays import Named, array_records, config_of, metrics_of, pack, unpack
 from fedvision.data import Examples
 from fedvision.errors import AggregationError
 from fedvision.learners.learner import Learner
@@ -369,11 +369,24 @@ class WeightedMeans:
         return means | {name: self._sums[name] for name in ("num-examples",) if name in self._sums}
 
 
-def reply(message: Message, update: Update, examples: int) -> Message:
-    """A client's answer as Flower carries it."""
+def reply(message: Message, update: Update, examples: int, work: int | None = None) -> Message:
+    """A client's answer as Flower carries it.
+
+    Args:
+        message: what is answered.
+        update: the answer.
+        examples: how many the client trains on; its weight, where examples count.
+        work: how many it pushed through the model for this answer, one that was used twice counting twice.
+    """
     records: dict[str, Any] = {name: pack(arrays) for name, arrays in update.records.items() if arrays}
     records["metrics"] = MetricRecord({"num-examples": examples, **update.metrics})
+    records["work"] = ConfigRecord({"examples": examples if work is None else work})  # Flower's strategies take one MetricRecord only
     return Message(RecordDict(records), reply_to=message)
+
+
+def work_of(content: RecordDict) -> int:
+    """How many examples a client pushed through the model for an answer; 0 if it does not say."""
+    return int(config_of(content, "work").get("examples", 0))
 
 
 def _bad_metrics(content: RecordDict) -> str | None:
