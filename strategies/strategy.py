@@ -9,7 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -55,14 +55,43 @@ class Silo(Protocol):
     def loss(self, model: Callable[..., Any], batch: Examples) -> Tensor:
         """The learner's mean loss on a batch; ``model`` may be the silo's, or anything that is called like it."""
 
-    def batches(self, size: int, shuffle: bool = True) -> Iterator[Examples]:
-        """One pass over the training examples, as the learner's loss sees them."""
+    def batches(self, size: int, shuffle: bool = True, epochs: int = 1, steps: int | None = None) -> Iterator[Examples]:
+        """Passes over the training examples, as the learner's loss sees them; ``steps``: exactly so many batches instead."""
 
     def gradient(self, batches: Iterable[Examples]) -> tuple[float, dict[str, Tensor]]:
         """Mean loss over the examples of all batches, and its gradient."""
 
     def descend(self, batches: Iterable[Examples], optimizer: dict[str, Any], penalty: Callable[[], Tensor] | None = None) -> float:
         """One optimizer step a batch, in place; the mean loss seen on the way."""
+
+
+Half = TypeVar("Half", bound=Callable[..., "Update"])
+
+
+def batchable(half: Half) -> Half:
+    """Declare that a ``client_update`` may answer for several clients at once, on tensors that are stacked over clients.
+
+    It may use ``silo.params``, ``arrays``, ``buffers``, ``batches``, ``gradient`` and ``descend``, whose tensors and losses
+    have the clients as a first dimension, and must keep the clients apart: element by element, or in sums of terms that
+    each belong to one client. A class that overrides the method declares it anew. See decision 0009.
+    """
+    half.obstacle = None  # type: ignore[attr-defined]
+    return half
+
+
+def one_by_one(reason: str) -> Callable[[Half], Half]:
+    """Declare why a ``client_update`` cannot answer for several clients at once."""
+
+    def declare(half: Half) -> Half:
+        half.obstacle = reason  # type: ignore[attr-defined]
+        return half
+
+    return declare
+
+
+def obstacle(strategy: Any) -> str | None:
+    """Why a strategy's clients must answer one by one; None if several may answer at once."""
+    return getattr(strategy.client_update, "obstacle", "its client_update is not declared @batchable")
 
 
 @runtime_checkable
