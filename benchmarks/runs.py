@@ -22,6 +22,7 @@ from torch import Tensor
 
 from benchmarks import figures
 from clients.app import app as client_app
+from clients.batching import check_batchable
 from fedvision import registry
 from fedvision.arrays import Named
 from fedvision.assembly import Assembly, installed
@@ -113,6 +114,8 @@ def run(
     experiment = Experiment.load(experiment, overrides)
     weights = load_weights(Path(initial)) if isinstance(initial, str | Path) else initial
     assembly = Assembly.of(experiment, data)
+    if experiment.batch_clients > 1:
+        check_batchable(assembly)
     identity = _identity(experiment, assembly.data, weights)
     folder = _folder(experiment, identity, out, resume)
     if folder.finished:
