@@ -33,16 +33,17 @@ class ClientApp(clientapp.ClientApp):
         assembly, content = _this(contexts[0])[0], messages[0].content
         require_batchable(assembly)
         clients = [_this(context)[1] for context in contexts]
-        trains, config = [assembly.data.train[client] for client in clients], config_of(content)
+        config, train = config_of(content), assembly.data.train
         rngs = [_generator(assembly, "fit", config, client) for client in clients]
         with ExitStack() as lent:
             for rng in rngs:  # which moves each as it does where a client answers alone
                 lent.enter_context(global_generators(rng))
             arrays = unpack(array_records(content)["arrays"])
-            cohort = Cohort(assembly.learner, assembly.model, arrays, trains, rngs, float(config.get("progress", 0.0)))
+            cohort = Cohort(assembly.learner, assembly.model, arrays, train, clients, rngs, float(config.get("progress", 0.0)))
             update = assembly.strategy.client_update(cast(AnySilo, cohort), content)
         updates = parted(_with_parts(update, cohort.loss_parts()), len(cohort))
-        return [reply(message, update, len(train)) for message, update, train in zip(messages, updates, trains, strict=True)]
+        sizes = [len(train[client]) for client in clients]
+        return [reply(message, update, size) for message, update, size in zip(messages, updates, sizes, strict=True)]
 
 
 app = ClientApp()

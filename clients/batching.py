@@ -1,8 +1,8 @@
 """Whether several clients of an experiment can train at once, and if not, why: found out before anything starts."""
 
-import math
 from contextlib import ExitStack
 
+import numpy as np
 import torch
 
 from clients.cohort import REMEDY, Cohort, not_a_mean, not_element_wise
@@ -10,6 +10,7 @@ from clients.silo import Silo
 from fedvision import optimizers
 from fedvision.assembly import Assembly
 from fedvision.data import Examples
+from fedvision.data.federated import Silos
 from fedvision.errors import EngineError
 from fedvision.evaluation import load
 from fedvision.learners.learner import is_mean_over_examples
@@ -30,7 +31,10 @@ def check_batchable(assembly: Assembly) -> None:
         EngineError: the reason, and the remedy.
     """
     require_batchable(assembly)
-    few = max(assembly.data.train, key=len)[:TRIED]
+    train = assembly.data.train
+    if len(set(train.sizes)) > 1 and not is_mean_over_examples(assembly.learner):
+        raise EngineError(f"{_asked(assembly)}: {not_a_mean(assembly.learner, train.sizes)}")
+    few = train[int(np.argmax(train.sizes))][:TRIED]
     fault = _changed_buffer(assembly, few) or _difference(assembly, few)
     if fault is not None:
         raise EngineError(f"{_asked(assembly)}: {fault}; {REMEDY}")
@@ -49,9 +53,6 @@ def require_batchable(assembly: Assembly) -> None:
     optimizer = getattr(assembly.strategy, "client_optimizer", None)
     if optimizer is not None and not optimizers.is_element_wise(optimizer):
         raise EngineError(f"{_asked(assembly)}: {not_element_wise(optimizer)}")
-    sizes = {len(train) for train in assembly.data.train}
-    if len(sizes) > 1 and not is_mean_over_examples(assembly.learner):
-        raise EngineError(f"{_asked(assembly)}: {not_a_mean(assembly.learner, sizes)}")
 
 
 def _changed_buffer(assembly: Assembly, few: Examples) -> str | None:
@@ -71,15 +72,16 @@ def _changed_buffer(assembly: Assembly, few: Examples) -> str | None:
 def _difference(assembly: Assembly, few: Examples) -> str | None:
     """Whether ``torch.vmap`` meets what it cannot map over clients, or gives a client another loss than it has alone."""
     learner, alone = type(assembly.learner).__name__, _loss_alone(assembly, few)
-    uneven = len(few) > 1 and len({len(train) for train in assembly.data.train}) > 1
+    uneven = len(few) > 1 and len(set(assembly.data.train.sizes)) > 1
     for other in [few, few[1:]][: 1 + uneven]:
         try:
             losses = _losses_together(assembly, [few, other])
-        except (RuntimeError, ValueError, TypeError) as error:
+        except EngineError:
+            raise
+        except Exception as error:
             return f"torch.vmap cannot map the training step of learner {learner} over clients ({_sentence(error)})"
-        odd = [loss for loss in losses if not math.isclose(loss, alone, rel_tol=TOLERANCE, abs_tol=TOLERANCE) and loss == loss]
-        if odd:
-            return f"a client of learner {learner} has the loss {alone:.6g} alone and {odd[0]:.6g} among others"
+        if not np.allclose(losses, alone, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+            return f"a client of learner {learner} has the loss {alone:.6g} alone, and {losses} among others"
     return None
 
 
@@ -90,13 +92,13 @@ def _loss_alone(assembly: Assembly, few: Examples) -> float:
         return silo.gradient(silo.batches(TRIED, shuffle=False))[0]
 
 
-def _losses_together(assembly: Assembly, trains: list[Examples]) -> list[float]:
+def _losses_together(assembly: Assembly, parts: list[Examples]) -> list[float]:
     """The first client's loss, in the two ways in which strategies have it computed."""
-    rngs = [generator(0, "trial") for _ in trains]
+    rngs = [generator(0, "trial") for _ in parts]
     with ExitStack() as lent:
         for rng in rngs:
             lent.enter_context(global_generators(rng))
-        cohort = Cohort(assembly.learner, assembly.model, assembly.initial, trains, rngs, 0.0)
+        cohort = Cohort(assembly.learner, assembly.model, assembly.initial, Silos.of(parts), range(len(parts)), rngs)
         whole, _ = cohort.gradient(cohort.batches(TRIED, shuffle=False))
         along = cohort.descend(cohort.batches(TRIED, shuffle=False), {"name": "SGD", "lr": 0.0})
     return [whole[0].item(), along[0].item()]

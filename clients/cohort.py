@@ -3,11 +3,11 @@
 Letters in shapes: c = clients, b = examples of the largest batch of a step.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, zip_longest
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from clients.silo import visits
 from fedvision import optimizers
 from fedvision.arrays import Named
 from fedvision.data import Examples
-from fedvision.data.examples import concatenate
+from fedvision.data.federated import Silos
 from fedvision.errors import EngineError
 from fedvision.learners.learner import Learner, is_mean_over_examples
 from strategies.strategy import Update
@@ -47,8 +47,8 @@ class Step:
 
     @property
     def even(self) -> bool:
-        """Whether all clients have batches of one size."""
-        return len(set(self.sizes)) == 1
+        """Whether all clients that have a batch have one of the same size."""
+        return len({*self.sizes} - {0}) == 1
 
     @cached_property
     def counts(self) -> Int[Tensor, "c"]:
@@ -71,22 +71,30 @@ class Cohort:
         learner: what is learned.
         model: a model of that learner; its weights are neither used nor changed.
         arrays: the global parameters and buffers, by the model's state-dict names.
-        trains: each client's training examples.
+        silos: the training examples of these and perhaps other clients.
+        clients: which of them this cohort is.
         rngs: each client's own generator, which its batches and views are drawn from.
         progress: how much of the training is done, in [0, 1].
     """
 
     def __init__(
-        self, learner: Learner, model: nn.Module, arrays: Named, trains: Sequence[Examples], rngs: Sequence[torch.Generator], progress: float
+        self,
+        learner: Learner,
+        model: nn.Module,
+        arrays: Named,
+        silos: Silos,
+        clients: Sequence[int],
+        rngs: Sequence[torch.Generator],
+        progress: float = 0.0,
     ) -> None:
         self.learner, self.model, self.progress = learner, model.train(), progress
-        self._arrays, self._trains, self._rngs = arrays, trains, rngs
+        self._arrays, self._silos, self._clients, self._rngs = arrays, silos, clients, rngs
         self._trained = [name for name, param in model.named_parameters() if param.requires_grad]
-        self._parts = Tally(len(trains))
+        self._parts = Tally(len(clients))
 
     def __len__(self) -> int:
         """How many clients."""
-        return len(self._trains)
+        return len(self._clients)
 
     def __getattr__(self, name: str) -> Any:
         if name in ONE_CLIENTS:
@@ -113,8 +121,9 @@ class Cohort:
 
     def batches(self, size: int, shuffle: bool = True, epochs: int = 1, steps: int | None = None) -> Iterator[Step]:
         """Each client's batches, side by side; see ``Silo.batches``. A client that has no more waits for the others."""
-        streams = (visits(len(train), size, shuffle, epochs, steps, rng) for train, rng in zip(self._trains, self._rngs, strict=True))
-        as_they_are = type(self.learner).train_view is Learner.train_view
+        lengths, as_they_are = self._silos.sizes, type(self.learner).train_view is Learner.train_view
+        pairs = zip(self._clients, self._rngs, strict=True)
+        streams = [visits(lengths[client], size, shuffle, epochs, steps, rng) for client, rng in pairs]
         for places in zip_longest(*streams):
             yield self._gathered(places) if as_they_are else self._viewed(places)
 
@@ -201,23 +210,18 @@ class Cohort:
 
     # ---- batches --------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _pool(self) -> tuple[Examples, list[int]]:
-        """The examples of all clients in a row, and where each client's begin."""
-        return concatenate(self._trains), [0, *accumulate(map(len, self._trains))][:-1]
-
     def _gathered(self, places: Sequence[Place | None]) -> Step:
         """The examples at these places, as they are: one look-up for all clients."""
-        pool, starts = self._pool
+        everything, starts = self._silos.examples, (self._silos.offsets[client] for client in self._clients)
         sizes = tuple(0 if place is None else _length(place) for place in places)
         index = torch.stack([_filled(place, max(sizes)) + start for place, start in zip(places, starts, strict=True)])
-        index = index.to(pool.image.device)
-        return Step({name: values[index] for name, values in pool.fields.items()}, sizes)
+        index = index.to(everything.image.device)
+        return Step({name: values[index] for name, values in everything.fields.items()}, sizes)
 
     def _viewed(self, places: Sequence[Place | None]) -> Step:
         """The learner's views of the examples at these places, each drawn from its client's generator."""
-        each = zip(places, self._trains, self._rngs, strict=True)
-        views = [None if place is None else self.learner.train_view(train[place], rng) for place, train, rng in each]
+        each = zip(places, self._clients, self._rngs, strict=True)
+        views = [None if place is None else self.learner.train_view(self._silos[client][place], rng) for place, client, rng in each]
         sizes = tuple(0 if view is None else len(view) for view in views)
         filler = next(view for view in views if view is not None)
         rows = [_filled(None if view is None else slice(0, len(view)), max(sizes)) for view in views]
@@ -264,7 +268,7 @@ def parted(update: Update, clients: int) -> list[Update]:
         for name, tensor in arrays.items():
             if tensor.shape[:1] != (clients,):
                 shape = tuple(tensor.shape)
-                raise EngineError(f"{clients} clients answer together, but {record}/{name} has shape {shape}, not {clients} x ...; {REMEDY}")
+                raise EngineError(f"{clients} clients answer together, but {record}/{name} has shape {shape}; {REMEDY}")
     numbers = {name: value.tolist() if isinstance(value, Tensor) else [value] * clients for name, value in update.metrics.items()}
     return [
         Update(
@@ -277,11 +281,11 @@ def parted(update: Update, clients: int) -> list[Update]:
 
 def not_element_wise(optimizer: Mapping[str, Any]) -> str:
     """Why an optimizer is refused, and the remedy."""
-    name = optimizer["name"]
-    return f"the optimizer {name} does not move each element on its own, so stacked clients would mix; {REMEDY}, or use SGD, Adam, AdamW, ..."
+    fact = f"the optimizer {optimizer['name']} does not move each element on its own, so that stacked clients would mix"
+    return f"{fact}; {REMEDY}, or use SGD, Adam, AdamW, ..."
 
 
-def not_a_mean(learner: Learner, sizes: Iterable[int]) -> str:
+def not_a_mean(learner: Learner, sizes: Collection[int]) -> str:
     """Why a learner is refused on clients of these sizes, and the remedy."""
     fact = f"clients of {min(sizes)} to {max(sizes)} examples cannot be stacked"
     return f"{fact}, since the loss of {type(learner).__name__} is not declared @mean_over_examples; {REMEDY}, or deal equal sizes"
@@ -292,11 +296,11 @@ def _length(place: Place) -> int:
 
 
 def _filled(place: Place | None, length: int) -> Int[Tensor, "length"]:
-    """The indices of a batch, filled up to ``length`` with 0; of a client without a batch, 0 alone."""
-    index = torch.zeros(length, dtype=torch.int64)
-    if place is not None:
-        index[: _length(place)] = torch.arange(place.start, place.stop) if isinstance(place, slice) else place
-    return index
+    """The indices of a batch, filled up to ``length`` with its first; of a client without a batch, the first of all."""
+    if place is None:
+        return torch.zeros(length, dtype=torch.int64)
+    index = torch.arange(place.start, place.stop) if isinstance(place, slice) else place
+    return torch.cat([index, index[:1].expand(length - len(index))])
 
 
 def _mean(values: Float[Tensor, "b"], counted: Bool[Tensor, "b"]) -> Float[Tensor, ""]:
