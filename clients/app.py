@@ -9,7 +9,7 @@ from flwr import clientapp
 from flwr.app import Context, Message, MetricRecord, RecordDict
 
 from clients.batching import require_batchable
-from clients.cohort import Cohort, parted
+from clients.cohort import Cohort
 from clients.silo import Silo
 from fedvision.arrays import array_records, config_of, unpack
 from fedvision.assembly import Assembly, assembly_of
@@ -41,7 +41,7 @@ class ClientApp(clientapp.ClientApp):
             arrays = unpack(array_records(content)["arrays"])
             cohort = Cohort(assembly.learner, assembly.model, arrays, train, clients, rngs, float(config.get("progress", 0.0)))
             update = assembly.strategy.client_update(cast(AnySilo, cohort), content)
-        updates = parted(_with_parts(update, cohort.loss_parts()), len(cohort))
+        updates = _with_parts(update, cohort.loss_parts()).parted(len(cohort))
         sizes = [len(train[client]) for client in clients]
         return [reply(message, update, size) for message, update, size in zip(messages, updates, sizes, strict=True)]
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
-from clients.cohort import REMEDY, Cohort, not_a_mean, not_element_wise
+from clients.cohort import Cohort, not_a_mean, not_element_wise
 from clients.silo import Silo
 from fedvision import optimizers
 from fedvision.assembly import Assembly
@@ -15,7 +15,7 @@ from fedvision.errors import EngineError
 from fedvision.evaluation import load
 from fedvision.learners.learner import is_mean_over_examples
 from fedvision.seeds import generator, global_generators
-from strategies.strategy import obstacle
+from strategies.strategy import ONE_BY_ONE, obstacle
 
 TRIED = 4
 """How many examples a trial takes."""
@@ -37,7 +37,7 @@ def check_batchable(assembly: Assembly) -> None:
     few = train[int(np.argmax(train.sizes))][:TRIED]
     fault = _changed_buffer(assembly, few) or _difference(assembly, few)
     if fault is not None:
-        raise EngineError(f"{_asked(assembly)}: {fault}; {REMEDY}")
+        raise EngineError(f"{_asked(assembly)}: {fault}; {ONE_BY_ONE}")
 
 
 def require_batchable(assembly: Assembly) -> None:
@@ -49,7 +49,7 @@ def require_batchable(assembly: Assembly) -> None:
     reason = obstacle(assembly.strategy)
     if reason is not None:
         strategy = assembly.experiment.strategy.name
-        raise EngineError(f"{_asked(assembly)}: clients of strategy {strategy} must answer one by one, since {reason}; {REMEDY}")
+        raise EngineError(f"{_asked(assembly)}: clients of strategy {strategy} must answer one by one, since {reason}; {ONE_BY_ONE}")
     optimizer = getattr(assembly.strategy, "client_optimizer", None)
     if optimizer is not None and not optimizers.is_element_wise(optimizer):
         raise EngineError(f"{_asked(assembly)}: {not_element_wise(optimizer)}")

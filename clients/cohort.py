@@ -22,12 +22,10 @@ from fedvision.data import Examples
 from fedvision.data.federated import Silos
 from fedvision.errors import EngineError
 from fedvision.learners.learner import Learner, is_mean_over_examples
-from strategies.strategy import Update
+from strategies.strategy import ONE_BY_ONE
 
 Place = slice | Tensor
 """Where the examples of a batch are among a client's."""
-
-REMEDY = "set engine.batch_clients = 1"
 
 ONE_CLIENTS = frozenset({"train", "state", "rng", "loss"})
 """What a silo has and a cohort has not: it differs from client to client."""
@@ -98,7 +96,7 @@ class Cohort:
 
     def __getattr__(self, name: str) -> Any:
         if name in ONE_CLIENTS:
-            raise EngineError(f"a client_update that is declared @batchable uses silo.{name}, which is one client's; {REMEDY}")
+            raise EngineError(f"a client_update that is declared @batchable uses silo.{name}, which is one client's; {ONE_BY_ONE}")
         raise AttributeError(name)
 
     @cached_property
@@ -258,37 +256,16 @@ class Tally:
         return {name: total / self.examples for name, total in self._sums.items()}
 
 
-def parted(update: Update, clients: int) -> list[Update]:
-    """A cohort's answer as one for each client, which share its memory.
-
-    Raises:
-        EngineError: an array has no first dimension of clients.
-    """
-    for record, arrays in update.records.items():
-        for name, tensor in arrays.items():
-            if tensor.shape[:1] != (clients,):
-                shape = tuple(tensor.shape)
-                raise EngineError(f"{clients} clients answer together, but {record}/{name} has shape {shape}; {REMEDY}")
-    numbers = {name: value.tolist() if isinstance(value, Tensor) else [value] * clients for name, value in update.metrics.items()}
-    return [
-        Update(
-            {record: {name: tensor[i] for name, tensor in arrays.items()} for record, arrays in update.records.items()},
-            {name: values[i] for name, values in numbers.items()},
-        )
-        for i in range(clients)
-    ]
-
-
 def not_element_wise(optimizer: Mapping[str, Any]) -> str:
     """Why an optimizer is refused, and the remedy."""
     fact = f"the optimizer {optimizer['name']} does not move each element on its own, so that stacked clients would mix"
-    return f"{fact}; {REMEDY}, or use SGD, Adam, AdamW, ..."
+    return f"{fact}; {ONE_BY_ONE}, or use SGD, Adam, AdamW, ..."
 
 
 def not_a_mean(learner: Learner, sizes: Collection[int]) -> str:
     """Why a learner is refused on clients of these sizes, and the remedy."""
     fact = f"clients of {min(sizes)} to {max(sizes)} examples cannot be stacked"
-    return f"{fact}, since the loss of {type(learner).__name__} is not declared @mean_over_examples; {REMEDY}, or deal equal sizes"
+    return f"{fact}, since the loss of {type(learner).__name__} is not declared @mean_over_examples; {ONE_BY_ONE}, or deal equal sizes"
 
 
 def _length(place: Place) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fedvision.arrays import Named, array_records, metrics_of, pack, unpack
 from fedvision.data import Examples
-from fedvision.errors import AggregationError
+from fedvision.errors import AggregationError, EngineError
 from fedvision.learners.learner import Learner
 from fedvision.seeds import numpy_generator
 from fedvision.settings import Count, PositiveFraction
@@ -64,6 +64,9 @@ class Silo(Protocol):
     def descend(self, batches: Iterable[Examples], optimizer: dict[str, Any], penalty: Callable[[], Tensor] | None = None) -> float:
         """One optimizer step a batch, in place; the mean loss seen on the way."""
 
+
+ONE_BY_ONE = "set engine.batch_clients = 1"
+"""What helps wherever clients cannot answer together."""
 
 Half = TypeVar("Half", bound=Callable[..., "Update"])
 
@@ -140,6 +143,25 @@ class Update:
 
     records: Records
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def parted(self, clients: int) -> "list[Update]":
+        """The answer of clients who answered together, as one for each of them; they share its memory.
+
+        Args:
+            clients: how many; the first dimension of every array, and of every metric that is a tensor.
+
+        Raises:
+            EngineError: an array has another first dimension.
+        """
+        shapes = {f"{record}/{name}": tuple(tensor.shape) for record, arrays in self.records.items() for name, tensor in arrays.items()}
+        odd = [name for name, shape in shapes.items() if shape[:1] != (clients,)]
+        if odd:
+            raise EngineError(f"{clients} clients answer together, but {odd[0]} has shape {shapes[odd[0]]}; {ONE_BY_ONE}")
+        numbers = {name: value.tolist() if isinstance(value, Tensor) else [value] * clients for name, value in self.metrics.items()}
+        return [Update(self._records_of(i), {name: values[i] for name, values in numbers.items()}) for i in range(clients)]
+
+    def _records_of(self, client: int) -> Records:
+        return {record: {name: tensor[client] for name, tensor in arrays.items()} for record, arrays in self.records.items()}
 
 
 @dataclass(frozen=True)

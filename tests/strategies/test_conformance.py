@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from clients.cohort import Cohort
 from clients.silo import Silo
 from fedvision.arrays import TensorArray, pack, unpack
 from fedvision.registry import strategies
@@ -34,11 +35,11 @@ def test_every_registered_strategy(name, check):
     ],
 )
 def test_other_settings_conform(name, settings):
-    check_strategy(name, Silo, **settings)
+    check_strategy(name, Silo, Cohort, **settings)
 
 
 def test_a_strategy_may_be_named_by_its_module():
-    check_strategy("strategies.fedavg:FedAvg", Silo)
+    check_strategy("strategies.fedavg:FedAvg", Silo, Cohort)
 
 
 @pytest.mark.parametrize("name", NAMES)
