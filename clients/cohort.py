@@ -27,8 +27,21 @@ from strategies.strategy import ONE_BY_ONE
 Place = slice | Tensor
 """Where the examples of a batch are among a client's."""
 
-ONE_CLIENTS = frozenset({"train", "state", "rng", "loss"})
-"""What a silo has and a cohort has not: it differs from client to client."""
+
+class OneClients:
+    """In place of what belongs to one client: it refuses to be used.
+
+    Args:
+        name: of the silo's attribute.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def _refuse(self, *arguments: Any, **options: Any) -> Any:
+        raise EngineError(f"a client_update that is declared @batchable uses silo.{self._name}, which is one client's; {ONE_BY_ONE}")
+
+    __len__ = __iter__ = __contains__ = __getitem__ = __setitem__ = __getattr__ = __call__ = _refuse
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ class Cohort:
     """Clients that all hold the global model of a round; to a ``client_update``, the silo of all of them.
 
     It has what ``clients.silo.Silo`` has, with the clients as first dimension: ``params`` are [c, ...], and so are gradients;
-    losses are [c]. What belongs to one client alone (its examples, state, generator) is not there.
+    losses are [c]. What belongs to one client alone (its examples, its state, its generator) cannot be used.
 
     Args:
         learner: what is learned.
@@ -89,15 +102,11 @@ class Cohort:
         self._arrays, self._silos, self._clients, self._rngs = arrays, silos, clients, rngs
         self._trained = [name for name, param in model.named_parameters() if param.requires_grad]
         self._parts = Tally(len(clients))
+        self.train, self.state, self.rng, self.loss = map(OneClients, ("train", "state", "rng", "loss"))
 
     def __len__(self) -> int:
         """How many clients."""
         return len(self._clients)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ONE_CLIENTS:
-            raise EngineError(f"a client_update that is declared @batchable uses silo.{name}, which is one client's; {ONE_BY_ONE}")
-        raise AttributeError(name)
 
     @cached_property
     def params(self) -> dict[str, Float[Tensor, "c ..."]]:
@@ -186,8 +195,11 @@ class Cohort:
         return _mean(loss, counted), {name: _mean(part, counted) for name, part in parts.items()}
 
     def _loss_of_all(self, params: Named, fields: Named) -> tuple[Tensor, dict[str, Tensor]]:
+        values = {**self._fixed, **params}
+        placed = {place: values[name] for place, name in self._places.items() if name in values}
+
         def called(*inputs: Any, **options: Any) -> Any:
-            return functional_call(self.model, {**self._fixed, **params}, inputs, options)
+            return functional_call(self.model, placed, inputs, options, tie_weights=False)
 
         loss = self.learner.loss(called, Examples(fields), self.progress, torch.Generator())  # vmap refuses all draws
         return loss.total, dict(loss.parts)
@@ -197,6 +209,18 @@ class Cohort:
         """The arrays that are not trained, each under one name."""
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         return {name: self._arrays[name] for name, _ in named if name in self._arrays and name not in self._trained}
+
+    @cached_property
+    def _places(self) -> dict[str, str]:
+        """The name of the tensor at each place of the model; tied ones have several places.
+
+        ``functional_call`` ties weights too, but does not put a module back that has two names (torch 2.14).
+        """
+        names = {tensor: name for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]}
+        modules = list(self.model.named_modules())
+        params = {place: param for prefix, module in modules for place, param in module.named_parameters(prefix, recurse=False)}
+        buffers = {place: buffer for prefix, module in modules for place, buffer in module.named_buffers(prefix, recurse=False)}
+        return {place: names[tensor] for place, tensor in {**params, **buffers}.items()}
 
     def _shared(self, tensor: Tensor) -> Tensor:
         """A view [c, ...] of what all clients have in common."""
