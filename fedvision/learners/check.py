@@ -170,9 +170,8 @@ def the_loss_is_a_mean_if_declared(case: Case) -> None:
     whole, each = measured(batch), [measured(one) for one in batch.batches(1)]
     for name, value in whole.items():
         mean = torch.stack([one[name] for one in each]).mean()
-        assert torch.isclose(value, mean, rtol=1e-4, atol=1e-6), (
-            f"{case.name}: {name} of a batch is {value}, the mean of its examples' {mean}"
-        )
+        odd = f"{case.name} is declared mean_over_examples, but {name} of a batch is {value}, and the mean of its examples' is {mean}"
+        assert torch.isclose(value, mean, rtol=1e-4, atol=1e-6), odd
 
 
 def metrics_add(case: Case) -> None:

@@ -155,16 +155,6 @@ def test_a_client_is_not_moved_by_another_whose_numbers_overflow():
         assert torch.allclose(answer.records["arrays"][name], array, rtol=0, atol=1e-6)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Made(Classifier):
-    """A classifier whose model is made by a function."""
-
-    make: Callable[[], nn.Module] = lambda: Odd()
-
-    def build(self, spec, rng):
-        return self.make()
-
-
 class Odd(nn.Module):
     """Frozen, unused and tied parameters, a module with two names, and buffers that training leaves alone."""
 
@@ -178,6 +168,16 @@ class Odd(nn.Module):
 
     def forward(self, x):
         return self.tied(self.again(self.classifier((x.flatten(1) + self.shift) * self.scale * self.frozen)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made(Classifier):
+    """A classifier whose model is made by a function."""
+
+    make: Callable[[], nn.Module] = Odd
+
+    def build(self, spec, rng):
+        return self.make()
 
 
 @pytest.mark.parametrize("strategy", [FedAvg(batch_size=4, client_optimizer=MOMENTUM), FedSGD(chunk_size=4)], ids=["fedavg", "fedsgd"])
