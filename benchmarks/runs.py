@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks import figures
 from clients.app import app as client_app
+from clients.batching import check_batchable
 from fedvision import registry
 from fedvision.assembly import Assembly, installed
 from fedvision.data import FederatedData
@@ -110,6 +111,8 @@ def run(
     _check_travels(experiment, data=data, initial=initial)
     weights = load_weights(Path(initial)) if isinstance(initial, str | Path) else initial
     assembly = Assembly.of(experiment, data)
+    if experiment.batch_clients > 1:
+        check_batchable(assembly)
     identity = identity_of(experiment, assembly.data, weights)
     folder = _folder(experiment, identity, out, resume)
     if folder.finished:

@@ -1,11 +1,15 @@
 """The ClientApp: used unchanged by every engine."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, cast
 
+import torch
+from flwr import clientapp
 from flwr.app import Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
 
+from clients.batching import require_batchable
+from clients.cohort import Cohort
 from clients.silo import Silo
 from fedvision.arrays import array_records, config_of, unpack
 from fedvision.assembly import Assembly, assembly_of
@@ -14,7 +18,34 @@ from fedvision.evaluation import evaluate, evaluate_by_environment, load
 from fedvision.grids.roster import present
 from fedvision.metrics import prefixed
 from fedvision.seeds import generator, global_generators
+from strategies.strategy import Silo as AnySilo
 from strategies.strategy import Update, reply
+
+
+class ClientApp(clientapp.ClientApp):
+    """Flower's, which can also train several clients in one go; see ``fedvision.grids.local.AnswersTogether``."""
+
+    def answer_together(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+        """Several clients' answers to training messages of the same content, as one computation.
+
+        Raises:
+            EngineError: the strategy, the learner or the model does not allow it.
+        """
+        assembly, content = _this(contexts[0])[0], messages[0].content
+        require_batchable(assembly)
+        clients = [_this(context)[1] for context in contexts]
+        config, train = config_of(content), assembly.data.train
+        rngs = [_generator(assembly, "fit", config, client) for client in clients]
+        with ExitStack() as lent:
+            for rng in rngs:  # which moves each as it does where a client answers alone
+                lent.enter_context(global_generators(rng))
+            arrays = unpack(array_records(content)["arrays"])
+            cohort = Cohort(assembly.learner, assembly.model, arrays, train, clients, rngs, float(config.get("progress", 0.0)))
+            update = assembly.strategy.client_update(cast(AnySilo, cohort), content)
+        updates = _with_parts(update, cohort.loss_parts()).parted(len(cohort))
+        each = zip(messages, updates, clients, cohort.work, strict=True)
+        return [reply(message, update, len(train[client]), work) for message, update, client, work in each]
+
 
 app = ClientApp()
 
@@ -53,7 +84,7 @@ def evaluation(message: Message, context: Context) -> Message:
 def _work(message: Message, context: Context, purpose: str, half: Callable[[Assembly], Callable[[Silo, RecordDict], Update]]) -> Message:
     assembly, client = _this(context)
     config = config_of(message.content)
-    rng = generator(assembly.experiment.seed, purpose, int(config["server-round"]), client)
+    rng = _generator(assembly, purpose, config, client)
     with global_generators(rng):
         silo = Silo(
             assembly.learner,
@@ -65,8 +96,15 @@ def _work(message: Message, context: Context, purpose: str, half: Callable[[Asse
             float(config.get("progress", 0.0)),
         )
         update = half(assembly)(silo, message.content)
-    metrics = {**prefixed("train", silo.loss_parts()), **update.metrics}
-    return reply(message, Update(update.records, metrics), len(silo.train), silo.work)
+    return reply(message, _with_parts(update, silo.loss_parts()), len(silo.train), silo.work)
+
+
+def _generator(assembly: Assembly, purpose: str, config: Mapping[str, Any], client: int) -> torch.Generator:
+    return generator(assembly.experiment.seed, purpose, int(config["server-round"]), client)
+
+
+def _with_parts(update: Update, parts: Mapping[str, Any]) -> Update:
+    return Update(update.records, {**prefixed("train", parts), **update.metrics})
 
 
 def _this(context: Context) -> tuple[Assembly, int]:

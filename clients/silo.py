@@ -1,6 +1,7 @@
 """One client at work: gradients, local steps, evaluation, on the process's one model."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
@@ -68,12 +69,18 @@ class Silo:
         """The learner's mean loss on a batch; ``model`` may be the silo's, or anything that is called like it."""
         return self.learner.loss(model, batch, self.progress, self.rng).total
 
-    def batches(self, size: int, shuffle: bool = True) -> Iterator[Examples]:
-        """One pass over the training examples in batches of ``size``, as the learner's loss sees them."""
-        order = torch.randperm(len(self.train), generator=self.rng).to(self.train.image.device) if shuffle else None
-        for start in range(0, len(self.train), size):
-            stop = start + size
-            batch = self.train[start:stop] if order is None else self.train[order[start:stop]]
+    def batches(self, size: int, shuffle: bool = True, epochs: int = 1, steps: int | None = None) -> Iterator[Examples]:
+        """Passes over the training examples in batches of ``size``, as the learner's loss sees them.
+
+        Args:
+            size: examples a batch; the last of a pass may be smaller.
+            shuffle: whether each pass visits the examples in a new order.
+            epochs: how many passes.
+            steps: exactly so many batches, instead of ``epochs``.
+        """
+        device = self.train.image.device
+        for index in visits(len(self.train), size, shuffle, epochs, steps, self.rng, device):
+            batch = self.train[index]
             self.work += len(batch)
             yield self.learner.train_view(batch, self.rng)
 
@@ -110,6 +117,28 @@ class Silo:
         losses.add({"loss": loss.total}, len(batch))
         self._parts.add(loss.parts, len(batch))
         return loss.total
+
+
+def visits(
+    examples: int, size: int, shuffle: bool, epochs: int, steps: int | None, rng: torch.Generator, device: torch.device | None = None
+) -> Iterator[slice | Tensor]:
+    """Where the examples of each batch are; an order is drawn when the first batch of its pass is asked for.
+
+    Args:
+        examples: how many there are.
+        size, shuffle, epochs, steps: as ``Silo.batches`` has them.
+        rng: what orders are drawn from.
+        device: where indices are needed.
+    """
+    passes = repeat(None) if steps else repeat(None, epochs)
+    return islice(chain.from_iterable(_visit(examples, size, shuffle, rng, device) for _ in passes), steps)
+
+
+def _visit(examples: int, size: int, shuffle: bool, rng: torch.Generator, device: torch.device | None) -> Iterator[slice | Tensor]:
+    order = torch.randperm(examples, generator=rng).to(device) if shuffle else None
+    for start in range(0, examples, size):
+        here = slice(start, min(start + size, examples))
+        yield here if order is None else order[here]
 
 
 class Tally:

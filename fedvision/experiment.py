@@ -179,12 +179,19 @@ class Experiment:
         identity = {key: value for key, value in self.tables().items() if key not in NOT_IN_FINGERPRINT}
         if self.device != "cpu":
             identity["device"] = self.device
+        if self.batch_clients > 1:
+            identity["batch_clients"] = self.batch_clients
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def device(self) -> str:
         """Where clients compute; a device of another kind rounds otherwise."""
         return str(self.engine.settings.get("device", "cpu"))
+
+    @property
+    def batch_clients(self) -> int:
+        """How many clients train in one go; sums over stacked clients round otherwise."""
+        return int(self.engine.settings.get("batch_clients", 1))
 
     def load_data(self) -> FederatedData:
         """The clients' data: the data set, dealt by the partition."""

@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from fedvision import settings
 from fedvision.arrays import Named, array_records, config_of, metrics_of, pack, unpack
 from fedvision.data import Examples, Spec
+from fedvision.data.federated import Silos
 from fedvision.errors import AggregationError
 from fedvision.grids.in_process import InProcessGrid
 from fedvision.learners.classifier import Classifier
 from fedvision.models import MLP
 from fedvision.registry import strategies
 from fedvision.seeds import generator, global_generators
-from strategies.strategy import Silo, Strategy, reply
+from strategies.strategy import Silo, Strategy, Update, obstacle, reply
 
 CLIENTS = 5
 SPEC = Spec((1, 4, 4), 3)
@@ -42,12 +43,16 @@ Fault = Callable[[Message, Message], list[Message]]
 """(what a client was sent, its answer) -> what arrives at the server instead of the answer."""
 
 
-def check_strategy(strategy: str | type[Strategy], silo: Callable[..., Silo], **values: Any) -> None:
+def check_strategy(
+    strategy: str | type[Strategy], silo: Callable[..., Silo], cohort: Callable[..., Any] | None = None, **values: Any
+) -> None:
     """Hold a strategy to its contract.
 
     Args:
         strategy: a registered or dotted name, or a class.
         silo: makes a client, as ``clients.silo.Silo`` does: (learner, model, arrays, train, state, rng, progress).
+        cohort: makes several clients that answer together, as ``clients.cohort.Cohort`` does: (learner, model, arrays, silos,
+            clients, rngs, progress); without it, strategies that are declared batchable are not tried on one.
         values: settings of the strategy, as an experiment file would give them.
 
     Raises:
@@ -55,7 +60,7 @@ def check_strategy(strategy: str | type[Strategy], silo: Callable[..., Silo], **
     """
     kind = strategies.find(strategy) if isinstance(strategy, str) else strategy
     for check in CHECKS:
-        check(Case(kind, silo, values))
+        check(Case(kind, silo, values, cohort))
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Case:
         kind: its class.
         silo: makes a client.
         values: its settings.
+        cohort: makes several clients that answer together.
         normalized: whether the model has BatchNorm.
         serialized: whether arrays travel as bytes.
     """
@@ -73,6 +79,7 @@ class Case:
     kind: Callable[..., Strategy]
     silo: Callable[..., Silo]
     values: Mapping[str, Any]
+    cohort: Callable[..., Any] | None = None
     normalized: bool = False
     serialized: bool = False
 
@@ -283,6 +290,23 @@ def flower_can_start_it(case: Case) -> None:
     assert set(result.train_metrics_clientapp) == {1, 2}, f"{case.name} reports no training metrics to Flower"
 
 
+def clients_may_answer_together(case: Case) -> None:
+    """If the client half is declared batchable, clients of unequal sizes give together what each gives alone."""
+    strategy = case.strategy()
+    if case.cohort is None or obstacle(strategy) is not None:
+        return
+    federation, learner, numbers = case.federation(), _Learner(hidden=(6,)), range(CLIENTS)
+    with federation.grid:
+        content = next(iter(strategy.configure_train(1, pack(federation.initial), ConfigRecord(), federation.grid))).content
+    rngs = [[generator(0, "together", client) for client in numbers] for _ in range(2)]
+    silos = [case.silo(learner, case.model(), federation.initial, _examples(client), None, rngs[0][client], 0.5) for client in numbers]
+    alone = [strategy.client_update(silo, content) for silo in silos]
+    cohort = case.cohort(learner, case.model(), federation.initial, Silos.of([*map(_examples, numbers)]), numbers, rngs[1], 0.5)
+    for client, answer in enumerate(strategy.client_update(cohort, content).parted(CLIENTS)):
+        odd = _differing(alone[client], answer)
+        assert odd is None, f"{case.name} is declared batchable, but client {client} gives another {odd} among others than alone"
+
+
 CHECKS: tuple[Callable[[Case], None], ...] = (
     settings_come_from_a_file,
     a_round_changes_the_model,
@@ -296,6 +320,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     buffers_are_aggregated,
     some_of_the_clients_may_train,
     flower_can_start_it,
+    clients_may_answer_together,
 )
 """What ``check_strategy`` checks, in order."""
 
@@ -481,6 +506,17 @@ def _alike(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(_alike, one, other))
     return torch.equal(one, other) if isinstance(one, Tensor) else bool(one == other)
+
+
+def _differing(one: Update, other: Update) -> str | None:
+    """The first array or number in which two answers differ by more than rounding."""
+    if (one.records.keys(), one.metrics.keys()) != (other.records.keys(), other.metrics.keys()):
+        return "set of records or metrics"
+    for record, arrays in one.records.items():
+        for name, tensor in arrays.items():
+            if not torch.allclose(tensor, other.records[record][name], rtol=1e-4, atol=1e-5):
+                return f"array {record}/{name}"
+    return next((name for name, value in one.metrics.items() if not math.isclose(value, other.metrics[name], rel_tol=1e-4)), None)
 
 
 def _same(one: Named, other: Named) -> bool:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice, repeat
 from typing import Any, Literal
 
 from flwr.app import RecordDict
@@ -15,7 +14,7 @@ from fedvision.optimizers import Optimizer
 from fedvision.registry import strategies
 from fedvision.settings import Count
 from strategies.means import ArithmeticMean
-from strategies.strategy import Fold, Records, Silo, Strategy, Update
+from strategies.strategy import Fold, Records, Silo, Strategy, Update, batchable
 
 
 def sgd() -> dict[str, Any]:
@@ -47,9 +46,7 @@ class LocalStrategy(Strategy):
 
     def local_batches(self, silo: Silo) -> Iterator[Examples]:
         """The batches of one round of local training."""
-        passes = repeat(None) if self.steps else repeat(None, self.epochs)
-        batches = chain.from_iterable(silo.batches(self.batch_size, self.shuffle) for _ in passes)
-        return islice(batches, self.steps)
+        return silo.batches(self.batch_size, self.shuffle, self.epochs, self.steps)
 
     def local_steps(self, examples: int) -> int:
         """How many optimizer steps a client with so many examples takes in a round."""
@@ -82,6 +79,7 @@ class FedAvg(AveragingStrategy):
     Source: McMahan et al., arXiv 1602.05629, algorithm 1.
     """
 
+    @batchable
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The locally trained model."""
         return self.trained(silo)

@@ -14,7 +14,7 @@ from fedvision.settings import Count, NonNegative
 from strategies.fedavg import LocalStrategy
 from strategies.means import ArithmeticMean, Sum
 from strategies.per_example import moments
-from strategies.strategy import Equally, Fold, Records, Silo, Update
+from strategies.strategy import Equally, Fold, Records, Silo, Update, one_by_one
 
 
 def penalty(params: Named, u: Named, v: Named) -> Tensor:
@@ -71,6 +71,7 @@ class FedCurv(LocalStrategy):
         """Tell the clients U and V of the previous round."""
         return RecordDict({**content, **{name: pack(sums) for name, sums in self._sums.items()}})
 
+    @one_by_one("each client keeps its Fisher information between rounds")
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The locally trained model, its Fisher information, and their product."""
         elastic = self._elastic(silo, content)

@@ -14,7 +14,7 @@ from fedvision.registry import strategies
 from fedvision.settings import Fraction, Positive
 from strategies.fedavg import LocalStrategy
 from strategies.means import ArithmeticMean
-from strategies.strategy import Fold, Records, Silo, Update
+from strategies.strategy import Fold, Records, Silo, Update, batchable
 
 
 @dataclass(kw_only=True)
@@ -39,6 +39,7 @@ class ServerOptimizedStrategy(LocalStrategy):
     def direction(self, name: str, delta: Tensor) -> Tensor:
         """The step for one parameter, its moments brought up to date."""
 
+    @batchable
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The locally trained model, parameters and buffers apart."""
         loss = silo.descend(self.local_batches(silo), self.client_optimizer)

@@ -7,7 +7,7 @@ from flwr.app import RecordDict
 from fedvision.registry import strategies
 from strategies.gradient import GradientStrategy
 from strategies.means import ArithmeticMean
-from strategies.strategy import Fold, Silo, Update
+from strategies.strategy import Fold, Silo, Update, batchable
 
 
 @strategies("fedsgd")
@@ -19,6 +19,7 @@ class FedSGD(GradientStrategy):
     Differs: clients count equally by default, as in arXiv 2205.09305; ``weight_by = "examples"`` is McMahan's.
     """
 
+    @batchable
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The gradient of the mean loss over all of the client's examples."""
         loss, gradient = silo.gradient(silo.batches(self.chunk_size, shuffle=False))

@@ -29,7 +29,7 @@ from fedvision.settings import Count, Fraction, Natural, NonNegative
 from strategies.gradient import GradientStrategy
 from strategies.means import Accumulator, ArithmeticMean, WeightedGeometricMean
 from strategies.per_example import Moments, moments
-from strategies.strategy import Fold, Records, Silo, Update
+from strategies.strategy import Fold, Records, Silo, Update, one_by_one
 
 
 def constant_sum(parts: Iterable[Moments]) -> Moments:
@@ -111,6 +111,7 @@ class FishrStrategy(GradientStrategy):
         """Phase 1: the silo's C."""
         return Update({"variance": self._variance(silo)})
 
+    @one_by_one("its penalty looks into the model, at the gradient of every example")
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """Phase 2: the silo's gradient, with its share of the penalty's; its C too, if ``stale``.
 

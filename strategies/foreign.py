@@ -14,7 +14,7 @@ from fedvision.errors import AggregationError, ExperimentError
 from fedvision.seeds import python_generator
 from fedvision.settings import parameters
 from strategies.fedavg import FedAvg
-from strategies.strategy import Fold, Inspection, Records, Silo, Strategy, Update
+from strategies.strategy import Fold, Inspection, Records, Silo, Strategy, Update, batchable
 
 CLIENT_SETTINGS = ("epochs", "steps", "batch_size", "shuffle", "client_optimizer")
 """FedAvg's settings that a foreign strategy's table may carry for the clients."""
@@ -65,9 +65,15 @@ class Foreign(Strategy):
         super().__init__(seed=seed, weight_by="examples")
         self._strategy, self._clients = strategy, clients
 
+    @batchable
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The locally trained model."""
         return self._clients.client_update(silo, content)
+
+    @property
+    def client_optimizer(self) -> dict[str, Any]:
+        """That of the clients' local training."""
+        return self._clients.client_optimizer
 
     def accumulators(self) -> dict[str, Fold]:
         """The one record that Flower's strategies expect."""

@@ -8,7 +8,7 @@ from fedvision.registry import strategies
 from fedvision.settings import Fraction
 from strategies.gradient import GradientStrategy
 from strategies.means import WeightedGeometricMean
-from strategies.strategy import Fold, Silo, Update
+from strategies.strategy import Fold, Silo, Update, batchable
 
 
 @strategies("geometric")
@@ -25,6 +25,7 @@ class Geometric(GradientStrategy):
 
     agreement_threshold: Fraction = 0.0
 
+    @batchable
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The gradient of the mean loss over all of the client's examples."""
         loss, gradient = silo.gradient(silo.batches(self.chunk_size, shuffle=False))

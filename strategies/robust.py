@@ -20,7 +20,7 @@ from fedvision.errors import AggregationError
 from fedvision.registry import strategies
 from fedvision.settings import Count, Natural
 from strategies.fedavg import LocalStrategy
-from strategies.strategy import Fold, Records, Silo, Update
+from strategies.strategy import Fold, Records, Silo, Update, batchable
 
 BLOCK = 1 << 16
 """Coordinates that are sorted at a time."""
@@ -107,6 +107,7 @@ class RobustStrategy(LocalStrategy):
     def combine(self, answers: list[Named]) -> Named:
         """The rule."""
 
+    @batchable
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The locally trained model."""
         return self.trained(silo)

@@ -14,7 +14,7 @@ from fedvision.registry import strategies
 from fedvision.settings import Positive
 from strategies.fedavg import LocalStrategy
 from strategies.means import ArithmeticMean
-from strategies.strategy import Fold, Records, Silo, Update
+from strategies.strategy import Fold, Records, Silo, Update, one_by_one
 
 
 @strategies("scaffold")
@@ -44,6 +44,7 @@ class Scaffold(LocalStrategy):
         """Tell the clients c; zeros do not travel."""
         return RecordDict({**content, "control": pack(self._control)}) if self._control else content
 
+    @one_by_one("each client keeps a control variate of its own between rounds")
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The locally trained model, and the change of c_i."""
         start = {name: param.detach().clone() for name, param in silo.params.items()}

@@ -9,7 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fedvision.arrays import Named, array_records, config_of, metrics_of, pack, unpack
 from fedvision.data import Examples
-from fedvision.errors import AggregationError
+from fedvision.errors import AggregationError, EngineError
 from fedvision.learners.learner import Learner
 from fedvision.seeds import numpy_generator
 from fedvision.settings import Count, PositiveFraction
@@ -55,14 +55,46 @@ class Silo(Protocol):
     def loss(self, model: Callable[..., Any], batch: Examples) -> Tensor:
         """The learner's mean loss on a batch; ``model`` may be the silo's, or anything that is called like it."""
 
-    def batches(self, size: int, shuffle: bool = True) -> Iterator[Examples]:
-        """One pass over the training examples, as the learner's loss sees them."""
+    def batches(self, size: int, shuffle: bool = True, epochs: int = 1, steps: int | None = None) -> Iterator[Examples]:
+        """Passes over the training examples, as the learner's loss sees them; ``steps``: exactly so many batches instead."""
 
     def gradient(self, batches: Iterable[Examples]) -> tuple[float, dict[str, Tensor]]:
         """Mean loss over the examples of all batches, and its gradient."""
 
     def descend(self, batches: Iterable[Examples], optimizer: dict[str, Any], penalty: Callable[[], Tensor] | None = None) -> float:
         """One optimizer step a batch, in place; the mean loss seen on the way."""
+
+
+ONE_BY_ONE = "set engine.batch_clients = 1"
+"""What helps wherever clients cannot answer together."""
+
+Half = TypeVar("Half", bound=Callable[..., "Update"])
+
+
+def batchable(half: Half) -> Half:
+    """Declare that a ``client_update`` may answer for several clients at once, on tensors that are stacked over clients.
+
+    It may use ``silo.params``, ``arrays``, ``buffers``, ``batches``, ``gradient`` and ``descend``, whose tensors and losses
+    have the clients as a first dimension, and must keep the clients apart: element by element, or in sums of terms that
+    each belong to one client. A class that overrides the method declares it anew. See decision 0009.
+    """
+    half.obstacle = None  # type: ignore[attr-defined]
+    return half
+
+
+def one_by_one(reason: str) -> Callable[[Half], Half]:
+    """Declare why a ``client_update`` cannot answer for several clients at once."""
+
+    def declare(half: Half) -> Half:
+        half.obstacle = reason  # type: ignore[attr-defined]
+        return half
+
+    return declare
+
+
+def obstacle(strategy: Any) -> str | None:
+    """Why a strategy's clients must answer one by one; None if several may answer at once."""
+    return getattr(strategy.client_update, "obstacle", "its client_update is not declared @batchable")
 
 
 @runtime_checkable
@@ -111,6 +143,25 @@ class Update:
 
     records: Records
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def parted(self, clients: int) -> "list[Update]":
+        """The answer of clients who answered together, as one for each of them; they share its memory.
+
+        Args:
+            clients: how many; the first dimension of every array, and of every metric that is a tensor.
+
+        Raises:
+            EngineError: an array has another first dimension.
+        """
+        shapes = {f"{record}/{name}": tuple(tensor.shape) for record, arrays in self.records.items() for name, tensor in arrays.items()}
+        odd = [name for name, shape in shapes.items() if shape[:1] != (clients,)]
+        if odd:
+            raise EngineError(f"{clients} clients answer together, but {odd[0]} has shape {shapes[odd[0]]}; {ONE_BY_ONE}")
+        numbers = {name: value.tolist() if isinstance(value, Tensor) else [value] * clients for name, value in self.metrics.items()}
+        return [Update(self._records_of(i), {name: values[i] for name, values in numbers.items()}) for i in range(clients)]
+
+    def _records_of(self, client: int) -> Records:
+        return {record: {name: tensor[client] for name, tensor in arrays.items()} for record, arrays in self.records.items()}
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,17 @@ import logging
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, groupby
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from fedvision.errors import EngineError
 
 log = logging.getLogger("fedvision")
 
@@ -31,6 +33,18 @@ class Answer(NamedTuple):
         return Message(self.result, reply_to=message)
 
 
+@runtime_checkable
+class AnswersTogether(Protocol):
+    """A client app that can answer several clients' messages in one go."""
+
+    def answer_together(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+        """The answers to training messages of the same content, in their order.
+
+        Raises:
+            EngineError: such clients cannot be answered for together at all.
+        """
+
+
 @dataclass(frozen=True)
 class Desk:
     """Where the clients of one process answer.
@@ -39,14 +53,18 @@ class Desk:
         client_app: what they run.
         run_config: the run's configuration; its ``run-id`` names the run.
         clients: how many there are in the federation.
+        batch_clients: how many of them train in one go; all their answers are alive together.
     """
 
     client_app: ClientApp
     run_config: Mapping[str, Any]
     clients: int
+    batch_clients: int = 1
     run_id: int = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.batch_clients > 1 and not isinstance(self.client_app, AnswersTogether):
+            raise EngineError(f"engine.batch_clients = {self.batch_clients}, but the client app has no answer_together; set it to 1")
         object.__setattr__(self, "run_id", int(self.run_config.get("run-id", 1)))
 
     def __enter__(self) -> Self:
@@ -58,23 +76,60 @@ class Desk:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = self.__dict__["_identity"]
 
+    def answers(self, messages: Sequence[Message], states: Mapping[int, RecordDict]) -> Iterator[tuple[Message, Answer]]:
+        """Each message with its client's answer, in order, as it is asked for: ``batch_clients`` at a time where that can be.
+
+        Args:
+            messages: to different clients.
+            states: what clients keep, by client.
+        """
+        for batch in self._batches(messages):
+            together = self._together(batch, states) if len(batch) > 1 else None
+            for message in batch:
+                state = states.get(message.metadata.dst_node_id)
+                yield message, self.answer(message, state) if together is None else together.pop(0)
+
     def answer(self, message: Message, state: RecordDict | None) -> Answer:
         """Have the message's client answer; one that raises answers with an error and keeps what it kept before."""
+        context = self._context(message, state)
+        try:
+            reply = self.client_app(message, context)
+        except Exception as error:
+            log.debug("client %d raised", context.node_id, exc_info=True)
+            return Answer(Error(CLIENT_RAISED, f"{type(error).__name__}: {error}"), state)
+        return _answer(reply, context)
+
+    def _batches(self, messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+        """Neighbors that can be answered together: training messages of the same content."""
+        for (_, kind), alike in groupby(messages, key=lambda message: (id(message.content), message.metadata.message_type)):
+            group, size = list(alike), self.batch_clients if kind == MessageType.TRAIN else 1
+            yield from (group[start : start + size] for start in range(0, len(group), size))
+
+    def _together(self, messages: Sequence[Message], states: Mapping[int, RecordDict]) -> list[Answer] | None:
+        """The answers of clients in one go; None if one of them, or their number, makes that fail."""
+        contexts = [self._context(message, states.get(message.metadata.dst_node_id)) for message in messages]
+        try:
+            replies = self.client_app.answer_together(messages, contexts)  # type: ignore[attr-defined]
+        except EngineError:
+            raise
+        except Exception as error:
+            log.warning("%d clients together raised %s: %s; they answer one by one", len(messages), type(error).__name__, error)
+            return None
+        return [_answer(reply, context) for reply, context in zip(replies, contexts, strict=True)]
+
+    def _context(self, message: Message, state: RecordDict | None) -> Context:
         client = message.metadata.dst_node_id
-        context = Context(
+        return Context(
             run_id=self.run_id,
             node_id=client,
             node_config={"partition-id": client, "num-partitions": self.clients},
             state=RecordDict({**(state or {})}),  # so that one who fails half-way has changed nothing
             run_config=dict(self.run_config),
         )
-        try:
-            reply = self.client_app(message, context)
-        except Exception as error:
-            log.debug("client %d raised", client, exc_info=True)
-            return Answer(Error(CLIENT_RAISED, f"{type(error).__name__}: {error}"), state)
-        result = reply.error if reply.has_error() else reply.content
-        return Answer(result, context.state or None)
+
+
+def _answer(reply: Message, context: Context) -> Answer:
+    return Answer(reply.error if reply.has_error() else reply.content, context.state or None)
 
 
 class LocalGrid(Grid):
@@ -84,10 +139,11 @@ class LocalGrid(Grid):
         client_app: what clients run.
         run_config: the run's configuration.
         clients: how many there are.
+        batch_clients: how many of them train in one go.
     """
 
-    def __init__(self, client_app: ClientApp, run_config: Mapping[str, Any], clients: int) -> None:
-        self._desk = Desk(client_app, dict(run_config), clients)
+    def __init__(self, client_app: ClientApp, run_config: Mapping[str, Any], clients: int, batch_clients: int = 1) -> None:
+        self._desk = Desk(client_app, dict(run_config), clients, batch_clients)
         self._run = Run.create_empty(self._desk.run_id)
         self._states: dict[int, RecordDict] = {}
         self._answers: dict[str, Message] = {}

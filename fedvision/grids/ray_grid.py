@@ -90,8 +90,9 @@ class Worker:
 
     def answer(self, content: RecordDict, letters: Sequence[Letter]) -> list[Answer]:
         """The answers of several clients to messages of the same content."""
-        messages = (Message(content, metadata=letter.metadata) for letter in letters)  # type: ignore[call-overload]
-        return [self._desk.answer(message, letter.state) for message, letter in zip(messages, letters, strict=True)]
+        messages = [Message(content, metadata=letter.metadata) for letter in letters]  # type: ignore[call-overload]
+        states = {letter.metadata.dst_node_id: letter.state for letter in letters if letter.state is not None}
+        return [answer for _, answer in self._desk.answers(messages, states)]
 
 
 @dataclass(eq=False)
@@ -121,9 +122,11 @@ class RayGrid(LocalGrid):
         workers: how many actors; if not given, one for every ``cpus_per_worker`` of this machine or of the cluster.
         cpus_per_worker: CPUs that Ray sets aside for each; a cluster places workers by it.
         gpus_per_worker: likewise; 0.25 lets four workers share a GPU.
-        clients_per_task: clients that a worker answers for in one go; if not given, a quarter of its share of a cohort.
+        clients_per_task: clients that a worker answers for in one go; if not given, a quarter of its share of a cohort,
+            and ``batch_clients`` at least.
         address: of a running Ray cluster, such as ``auto`` or ``ray://head:10001``; if not given, a Ray of our own.
         device: where clients compute: ``cpu`` or ``cuda``.
+        batch_clients: how many clients of a task train in one go.
     """
 
     def __init__(
@@ -138,8 +141,9 @@ class RayGrid(LocalGrid):
         clients_per_task: Count | None = None,
         address: str | None = None,
         device: str = "cpu",
+        batch_clients: Count = 1,
     ) -> None:
-        super().__init__(client_app, run_config, clients)
+        super().__init__(client_app, run_config, clients, batch_clients)
         if device != "cpu" and not gpus_per_worker:
             raise EngineError(f"engine.device = {device!r}, but engine.gpus_per_worker = 0 hides all GPUs from the workers; set e.g. 1")
         self._wanted, self._clients_per_task, self._address, self._device = workers, clients_per_task, address, device
@@ -184,7 +188,8 @@ class RayGrid(LocalGrid):
 
     def _tasks(self, messages: Sequence[Message]) -> Iterator[Task]:
         """Neighbors with the same content, a few at a time."""
-        size = self._clients_per_task or min(-(-len(messages) // (TASKS_PER_WORKER * len(self._pool))), MOST_CLIENTS_PER_TASK)
+        share = min(-(-len(messages) // (TASKS_PER_WORKER * len(self._pool))), MOST_CLIENTS_PER_TASK)
+        size = self._clients_per_task or max(share, self._desk.batch_clients)
         for _, alike in groupby(messages, key=lambda message: id(message.content)):
             group = list(alike)
             content = self._ray.put(group[0].content)

@@ -19,7 +19,7 @@ from torch.func import functional_call, grad
 from fedvision import settings
 from fedvision.data.examples import IMAGE, LABEL, Examples
 from fedvision.data.federated import Spec
-from fedvision.learners.learner import Learner
+from fedvision.learners.learner import Learner, is_mean_over_examples
 from fedvision.metrics import Metrics, total
 from fedvision.registry import learners
 from fedvision.seeds import generator, global_generators
@@ -157,6 +157,23 @@ def the_loss_takes_anything_called_like_the_model(case: Case) -> None:
     assert not odd, f"{case.name}.loss through torch.func.functional_call has other gradients of {odd}"
 
 
+def the_loss_is_a_mean_if_declared(case: Case) -> None:
+    """A loss that is declared ``mean_over_examples`` is the mean of the losses of the examples, parts too."""
+    if not is_mean_over_examples(case.learner):
+        return
+    model, batch, rng = case.model().eval(), case.view(), generator(0, "loss")
+
+    def measured(part: Examples) -> dict[str, Tensor]:
+        loss = case.learner.loss(model, part, 0.5, rng)
+        return {"loss": loss.total, **loss.parts}
+
+    whole, each = measured(batch), [measured(one) for one in batch.batches(1)]
+    for name, value in whole.items():
+        mean = torch.stack([one[name] for one in each]).mean()
+        odd = f"{case.name} is declared mean_over_examples, but {name} of a batch is {value}, and the mean of its examples' is {mean}"
+        assert torch.isclose(value, mean, rtol=1e-4, atol=1e-6), odd
+
+
 def metrics_add(case: Case) -> None:
     """The metrics of two halves add up to those of the whole; evaluating changes nothing in the model."""
     model = case.model().eval()
@@ -201,6 +218,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     the_loss_repeats,
     the_parts_of_the_loss_are_numbers,
     the_loss_takes_anything_called_like_the_model,
+    the_loss_is_a_mean_if_declared,
     metrics_add,
     one_example_is_enough,
     the_head_is_part_of_the_model,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fedvision.data.examples import Examples
 from fedvision.data.federated import Spec
 from fedvision.errors import ExperimentError
-from fedvision.learners.learner import Learner, Loss
+from fedvision.learners.learner import Learner, Loss, mean_over_examples
 from fedvision.metrics import Metrics
 from fedvision.models import CNN, MLP, xavier
 from fedvision.registry import learners
@@ -65,6 +65,7 @@ class Classifier(Learner):
         with global_generators(rng):  # torch's and timm's constructors know no others
             return self._model(spec, outputs, rng)
 
+    @mean_over_examples
     def loss(self, model: Callable[..., Any], batch: Examples, progress: float, rng: torch.Generator) -> Loss:
         """Mean cross-entropy."""
         return Loss(cross_entropy(model(batch.image), batch.label).mean())

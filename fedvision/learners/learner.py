@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,23 @@ class Loss:
 
     total: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Method = TypeVar("Method", bound=Callable[..., Loss])
+
+
+def mean_over_examples(loss: Method) -> Method:
+    """Declare that a learner's ``loss`` on a batch, parts too, is the mean of those on its examples one by one.
+
+    Clients with batches of different sizes can then be computed together. A class that overrides the method declares it anew.
+    """
+    loss.mean_over_examples = True  # type: ignore[attr-defined]
+    return loss
+
+
+def is_mean_over_examples(learner: "Learner") -> bool:
+    """Whether a learner has declared it of its loss."""
+    return getattr(learner.loss, "mean_over_examples", False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 import benchmarks
 from benchmarks import run, runs
 from fedvision.data import FederatedData
-from fedvision.errors import ExperimentError, RunError
+from fedvision.errors import EngineError, ExperimentError, RunError
 from fedvision.experiment import Experiment
 from server.checkpoint import save_tensors
 from server.folder import RunFolder
@@ -257,6 +257,26 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path, experi
     one, same, other = (run(experiment(seed=seed, **changes), out=tmp_path / str(i)) for i, seed in enumerate((3, 3, 4)))
     assert bits(one.path) == bits(same.path) != bits(other.path)
     assert untimed(one.path) == untimed(same.path)
+
+
+@pytest.mark.parametrize("batch_clients", [2, 3, 7])
+def test_a_run_agrees_however_many_clients_train_together(experiment, tmp_path, no_figures, batch_clients):
+    partition = {"name": "linear-sizes", "clients": 7}
+    strategy = {"name": "fedavg", "fraction": 0.7, "epochs": 2, "client_optimizer": {"name": "Adam", "lr": 0.01}}
+    local = experiment(partition=partition, strategy=strategy, validation_fraction=0.2)
+    one = run(local, out=tmp_path / "one")
+    other = run(local, {"engine.batch_clients": batch_clients}, out=tmp_path / "other")
+    assert all(torch.allclose(one.state[name], tensor, rtol=0, atol=1e-5) for name, tensor in other.state.items())
+    for expected, row in zip(untimed(one.path), untimed(other.path), strict=True):
+        assert row.pop("failed") == expected.pop("failed") == []
+        assert row == pytest.approx(expected, abs=1e-5)
+    assert one.experiment.fingerprint != other.experiment.fingerprint
+
+
+def test_what_cannot_train_together_is_refused_before_anything_starts(experiment, federated, tmp_path):
+    with pytest.raises(EngineError, match=r"^engine.batch_clients = 2: clients of strategy scaffold .* set engine.batch_clients = 1$"):
+        run(experiment(strategy={"name": "scaffold"}), {"engine.batch_clients": 2}, federated, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_callers_threads_and_generators_do_not_matter_and_come_back(experiment, tmp_path, no_figures):

@@ -33,7 +33,7 @@ LOCAL = {"strategy": {"name": "fedavg", "batch_size": 4}}
 
 def test_an_answer_has_the_strategys_records_and_the_number_of_examples(asked):
     content = asked(1)
-    assert set(content) == {"gradient", "metrics"}
+    assert set(content) == {"gradient", "metrics", "work"}
     assert content["metrics"]["num-examples"] == 12 and content["metrics"]["train_loss"] > 0
 
 

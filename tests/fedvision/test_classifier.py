@@ -10,7 +10,7 @@ from fedvision.data import Examples, Spec
 from fedvision.errors import ExperimentError
 from fedvision.learners.check import CHECKS, Case, check_learner
 from fedvision.learners.classifier import Classifier, correct, cross_entropy, scores
-from fedvision.learners.learner import Loss
+from fedvision.learners.learner import Loss, mean_over_examples
 from fedvision.metrics import Metrics
 from fedvision.models import CNN, MLP
 from fedvision.registry import learners
@@ -279,6 +279,15 @@ class NeedsTwo(Sound):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SumDeclaredMean(Sound):
+    """Its loss grows with the batch."""
+
+    @mean_over_examples
+    def loss(self, model, batch, progress, rng):
+        return Loss(super().loss(model, batch, progress, rng).total * len(batch))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ForeignHead(Sound):
     """Its head is no part of the model."""
 
@@ -303,6 +312,7 @@ SPOILT = {
     MeanMetrics: "in two halves",
     NoLossMetric: "no loss",
     NeedsTwo: "of one example",
+    SumDeclaredMean: "is declared mean_over_examples, but loss of a batch",
     ForeignHead: "head is not a module of the model",
 }
 

@@ -77,6 +77,8 @@ def test_overrides_reach_into_tables_and_leave_the_original_alone():
         ({"checkpoint_every": 2}, False),
         ({"tensorboard": False}, False),
         ({"engine.device": "cpu"}, False),
+        ({"engine.batch_clients": 1}, False),
+        ({"engine.batch_clients": 2}, True),
     ],
 )
 def test_the_fingerprint_depends_on_what_can_change_a_result(override, changes):
@@ -228,7 +230,7 @@ def test_without_a_partition_every_environment_is_a_client():
 
 def test_the_default_engine_can_be_refined_without_naming_it():
     experiment = Experiment.from_tables(TABLES | {"engine": {"device": "cuda:1"}})
-    assert (experiment.engine.name, experiment.engine.settings) == ("in-process", {"device": "cuda:1"})
+    assert (experiment.engine.name, experiment.engine.settings) == ("in-process", {"device": "cuda:1", "batch_clients": 1})
 
 
 def test_an_experiment_cannot_be_changed():

@@ -1,4 +1,5 @@
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -145,3 +146,55 @@ def test_message_ids_are_unique():
     with InProcessGrid(counting_app([]), {}, 5) as grid:
         ids = [answer.metadata.reply_to_message_id for _ in range(2) for answer in grid.send_and_receive(messages(0, 1, 3))]
     assert len(set(ids)) == len(ids) == 6
+
+
+class Batching(ClientApp):
+    """It answers several clients at once, and notes who they were."""
+
+    def __init__(self, seen: list) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def answer_together(self, messages: list[Message], contexts: list[Context]) -> list[Message]:
+        self.seen.append([context.node_id for context in contexts])
+        return [Message(RecordDict(), reply_to=message) for message in messages]
+
+
+def batching(batch_clients: int, sent: Callable[[], list[Message]]) -> list[list[int]]:
+    seen: list[list[int]] = []
+    app = Batching(seen)
+    app.train()(lambda message, context: seen.append([context.node_id]) or Message(RecordDict(), reply_to=message))
+    app.evaluate()(lambda message, context: seen.append([context.node_id]) or Message(RecordDict(), reply_to=message))
+    with InProcessGrid(app, {}, 9, batch_clients=batch_clients) as grid:
+        sources = [answer.metadata.src_node_id for answer in grid.send_and_receive(sent())]
+    assert sources == sorted(sources)
+    return seen
+
+
+def alike(*nodes: int, kind: str = "train") -> list[Message]:
+    content = RecordDict({"config": ConfigRecord()})
+    return [Message(content, dst_node_id=node, message_type=kind) for node in nodes]
+
+
+def test_neighbors_that_are_sent_the_same_train_together():
+    assert batching(3, lambda: alike(6, 0, 1, 5, 2, 4, 7)) == [[0, 1, 2], [4, 5, 6], [7]]
+    assert batching(9, lambda: alike(0, 1, 2)) == [[0, 1, 2]]
+    assert batching(1, lambda: alike(0, 1)) == [[0], [1]]
+
+
+def test_those_that_are_sent_different_things_do_not():
+    assert batching(3, lambda: alike(0, 1) + alike(2, 3)) == [[0, 1], [2, 3]]
+    assert batching(3, lambda: messages(0, 1)) == [[0], [1]]
+
+
+def test_only_training_is_done_together():
+    assert batching(3, lambda: alike(0, 1, kind="evaluate")) == [[0], [1]]
+
+
+def test_clients_train_together_only_when_an_answer_is_asked_for():
+    seen: list[list[int]] = []
+    with InProcessGrid(Batching(seen), {}, 9, batch_clients=2) as grid:
+        answers = grid.send_and_receive(alike(0, 1, 2, 3))
+        assert seen == []
+        next(answers)
+        assert seen == [[0, 1]]

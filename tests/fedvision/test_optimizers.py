@@ -21,6 +21,19 @@ def test_lists_become_tuples():
     assert built.param_groups[0]["betas"] == (0.5, 0.9)
 
 
+ELEMENT_WISE = {"Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"}
+
+
+@pytest.mark.parametrize("name", sorted(optimizers._known()))
+def test_torchs_optimizers_are_element_wise_but_for_four(name):
+    assert optimizers.is_element_wise({"name": name, "lr": 0.1}) == (name in ELEMENT_WISE)
+
+
+def test_momentum_and_weight_decay_leave_an_optimizer_element_wise():
+    assert optimizers.is_element_wise({"name": "SGD", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1})
+    assert optimizers.is_element_wise({"name": "Adam", "lr": 0.1, "amsgrad": True, "betas": [0.5, 0.9]})
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

@@ -145,6 +145,15 @@ def test_a_run_records_the_clock_and_repeats_itself(
     assert (trained["simulated_seconds"] > 0).all()
 
 
+def test_clients_that_train_together_take_as_long_as_one_by_one(
+    federated: FederatedData, experiment: Callable[..., Experiment], tmp_path: Path, no_figures: None
+):
+    whole = experiment(strategy={"name": "fedavg", "batch_size": 5, "epochs": 2}, behavior=STORMY)
+    alone = run(whole, data=federated, out=tmp_path / "alone").rounds
+    together = run(whole, {"engine.batch_clients": 3}, data=federated, out=tmp_path / "together").rounds
+    assert alone["simulated_seconds"].equals(together["simulated_seconds"])
+
+
 def test_a_round_in_which_nobody_is_in_time_leaves_the_model_as_it_is(
     federated: FederatedData, experiment: Callable[..., Experiment], tmp_path: Path, no_figures: None
 ):

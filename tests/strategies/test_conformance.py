@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from clients.cohort import Cohort
 from clients.silo import Silo
 from fedvision.arrays import TensorArray, pack, unpack
 from fedvision.registry import strategies
@@ -14,7 +15,7 @@ from server.checkpoint import Checkpoint
 from strategies.check import CHECKS, FAULTS, Case, check_strategy
 from strategies.fedavg import FedAvg
 from strategies.fedsgd import FedSGD
-from strategies.strategy import Update
+from strategies.strategy import Update, batchable, obstacle
 
 NAMES = strategies.names()
 
@@ -22,7 +23,7 @@ NAMES = strategies.names()
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_registered_strategy(name, check):
-    check(Case(strategies.find(name), Silo, {}))
+    check(Case(strategies.find(name), Silo, {}, Cohort))
 
 
 @pytest.mark.parametrize(
@@ -34,11 +35,16 @@ def test_every_registered_strategy(name, check):
     ],
 )
 def test_other_settings_conform(name, settings):
-    check_strategy(name, Silo, **settings)
+    check_strategy(name, Silo, Cohort, **settings)
+
+
+def test_those_without_private_state_and_looks_into_the_model_may_answer_together():
+    alone = {name for name in NAMES if obstacle(strategies.find(name)()) is not None}
+    assert alone == {"fedcurv", "fishr", "fishr-inter-geo", "fishr-intra-arith", "fishr-intra-geo", "scaffold"}
 
 
 def test_a_strategy_may_be_named_by_its_module():
-    check_strategy("strategies.fedavg:FedAvg", Silo)
+    check_strategy("strategies.fedavg:FedAvg", Silo, Cohort)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,6 +141,19 @@ class Gambling(Sound):
     def client_update(self, silo, content):
         update = super().client_update(silo, content)
         return Update({"arrays": {name: tensor + random.random() for name, tensor in update.records["arrays"].items()}}, update.metrics)
+
+
+@dataclass(kw_only=True)
+class Mixing(Sound):
+    """Its clients, if they answer together, answer with their mean."""
+
+    @batchable
+    def client_update(self, silo, content):
+        update = super().client_update(silo, content)
+        if torch.is_tensor(update.metrics["train_loss"]):
+            arrays = {name: tensor.mean(0).expand_as(tensor) for name, tensor in update.records["arrays"].items()}
+            return Update({"arrays": arrays}, update.metrics)
+        return update
 
 
 class LastOne:
@@ -290,6 +309,7 @@ SPOILT = {
     InPlace: "writes into the arrays|changes nothing",
     Silent: "reports the training loss nan",
     Gambling: "draw from silo.rng",
+    Mixing: "declared batchable, but client 0 gives another array arrays/hidden1.weight among others than alone",
     LastAnswers: "depends on the order",
     Transport: "other numbers when its arrays are serialized",
     Credulous: "client 0 sends a NaN",
@@ -307,13 +327,13 @@ SPOILT = {
 
 
 def test_the_sound_strategy_conforms():
-    check_strategy(Sound, Silo)
+    check_strategy(Sound, Silo, Cohort)
 
 
 @pytest.mark.parametrize("kind", SPOILT, ids=lambda kind: kind.__name__)
 def test_the_suite_catches_a_strategy_that_is(kind):
     with pytest.raises(Exception, match=SPOILT[kind]) as caught:
-        check_strategy(kind, Silo)
+        check_strategy(kind, Silo, Cohort)
     assert isinstance(caught.value, AssertionError) or "out of step" in str(caught.value)
 
 
