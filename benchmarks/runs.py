@@ -1,17 +1,12 @@
 """Running one experiment, from Python."""
 
-import hashlib
+import contextlib
 import logging
-import platform
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +18,16 @@ from torch import Tensor
 from benchmarks import figures
 from clients.app import app as client_app
 from fedvision import registry
-from fedvision.arrays import Named
 from fedvision.assembly import Assembly, installed
 from fedvision.data import FederatedData
-from fedvision.errors import RunError
+from fedvision.errors import EngineError, RunError
 from fedvision.experiment import Experiment
+from fedvision.grids.runtime import Runtime
 from server.app import app as server_app
 from server.app import prepared
 from server.checkpoint import load_weights
-from server.folder import RunFolder, is_temporary, write_atomically
+from server.folder import RunFolder, is_temporary
+from server.manifest import closing, describe, identity_of
 from server.record import read_rows
 from server.rounds import ANOTHER, COLUMNS, Row, Session, complete
 
@@ -111,16 +107,17 @@ def run(
         FedVisionError: a wrong experiment, data that does not fit, too few usable answers, a full disk, ...
     """
     experiment = Experiment.load(experiment, overrides)
+    _check_travels(experiment, data=data, initial=initial)
     weights = load_weights(Path(initial)) if isinstance(initial, str | Path) else initial
     assembly = Assembly.of(experiment, data)
-    identity = _identity(experiment, assembly.data, weights)
+    identity = identity_of(experiment, assembly.data, weights)
     folder = _folder(experiment, identity, out, resume)
     if folder.finished:
         for row in read_rows(folder.rounds):
             on_round(row)
         return Run(folder.path)
-    _open(folder, assembly, identity)
-    with threads(experiment.threads), _closing(folder):
+    describe(folder, assembly, identity)
+    with threads(experiment.threads), closing(folder):
         _execute(Session(assembly, folder, identity, weights, resume, on_round))
         if draw:
             figures.of_run(folder, assembly.data)
@@ -129,22 +126,47 @@ def run(
 
 def _execute(session: Session) -> None:
     """Carry a session over the engine that its experiment names."""
-    experiment, run_id = session.assembly.experiment, next(_run_ids)
-    run_config = {"run-id": run_id, "experiment": str(session.folder.experiment), "overrides": ""}
+    experiment, clients = session.assembly.experiment, session.assembly.data.num_clients
     engine = registry.engines.find(experiment.engine.name)
+    if _is_runtime(engine):
+        _follow(engine(**experiment.engine.settings), session)
+        return
+    run_id = next(_run_ids)
+    run_config = {"run-id": run_id, "experiment": str(session.folder.experiment), "overrides": ""}
     with ExitStack() as stack:
         stack.enter_context(installed(run_id, session.assembly))
         stack.enter_context(prepared(run_id, session))
-        grid = stack.enter_context(engine(client_app, run_config, session.assembly.data.num_clients, **experiment.engine.settings))
+        grid = stack.enter_context(engine(client_app, run_config, clients, **experiment.engine.settings))
         server_app(grid, Context(run_id, 0, {}, RecordDict(), run_config))  # type: ignore[arg-type]
 
 
-def _identity(experiment: Experiment, data: FederatedData, initial: Named | None) -> str:
-    hasher = hashlib.sha256(f"{experiment.fingerprint} {data.digest}".encode())
-    for name, tensor in sorted((initial or {}).items()):
-        hasher.update(name.encode())
-        hasher.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return hasher.hexdigest()[:16]
+def _is_runtime(engine: Any) -> bool:
+    return isinstance(engine, type) and issubclass(engine, Runtime)
+
+
+def _follow(runtime: Runtime, session: Session) -> None:
+    """Have a run done elsewhere, and tell its rows as they are recorded."""
+    file, told, size = session.folder.rounds, -1, -1
+    with contextlib.closing(runtime.follow(session.assembly.experiment, session.assembly.data.num_clients, session.folder.path)) as news:
+        for _ in chain(news, [None]):
+            grown = file.stat().st_size if file.exists() else -1
+            for row in read_rows(file) if grown != size else ():
+                if row["round"] > told:
+                    told = row["round"]
+                    session.on_round(row)
+            size = grown
+
+
+def _check_travels(experiment: Experiment, **given: Any) -> None:
+    """Refuse what cannot be sent to where the experiment's engine runs it."""
+    engine = registry.engines.find(experiment.engine.name)
+    if not _is_runtime(engine):
+        return
+    engine(**experiment.engine.settings).check(experiment)
+    for name, value in given.items():
+        if value is not None:
+            stays = f"`{name}` was given here and does not travel with engine.name = {experiment.engine.name!r}"
+            raise EngineError(f"{stays}; name it in the experiment, or use engine.name = 'in-process'")
 
 
 def _folder(experiment: Experiment, identity: str, out: str | Path | None, resume: bool) -> RunFolder:
@@ -174,55 +196,6 @@ def _check_resumable(folder: RunFolder, identity: str, resume: bool) -> None:
     if not resume:
         state = "a finished run" if folder.finished else "an unfinished run"
         raise RunError(f"{folder.path} holds {state} of this experiment; go on with --resume, or choose another folder with --out")
-
-
-def _open(folder: RunFolder, assembly: Assembly, identity: str) -> None:
-    described = {
-        "status": "running",
-        "identity": identity,
-        "fingerprint": assembly.experiment.fingerprint,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "git_commit": _git_commit(),
-        "device": str(assembly.device),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in ("torch", "flwr", "numpy", "scikit-learn", "timm", "safetensors")},
-        "data": {"name": assembly.data.name, "clients": assembly.data.num_clients, "digest": assembly.data.digest},
-        "parameters": sum(param.numel() for param in assembly.model.parameters()),
-    }
-    folder.write_manifest(described)
-    write_atomically(folder.experiment, lambda path: path.write_text(assembly.experiment.to_toml()))
-
-
-@contextmanager
-def _closing(folder: RunFolder) -> Iterator[None]:
-    """Note in the manifest how the run ended."""
-    try:
-        yield
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        _note(folder, status="interrupted" if stopped else "failed", reason=str(error) or type(error).__name__)
-        raise
-    _note(folder, status="finished")
-
-
-def _note(folder: RunFolder, **changes: str) -> None:
-    try:
-        folder.write_manifest(folder.read_manifest() | changes | {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-    except RunError:
-        if changes["status"] == "finished":
-            raise
-
-
-def _git_commit() -> str | None:
-    """The commit of the code that runs, with ``-dirty`` if it was changed since; None outside a checkout."""
-    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 @contextmanager

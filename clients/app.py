@@ -11,6 +11,7 @@ from fedvision.arrays import array_records, config_of, unpack
 from fedvision.assembly import Assembly, assembly_of
 from fedvision.data import Examples
 from fedvision.evaluation import evaluate, evaluate_by_environment, load
+from fedvision.grids.roster import present
 from fedvision.metrics import prefixed
 from fedvision.seeds import generator, global_generators
 from strategies.strategy import Update, reply
@@ -28,6 +29,12 @@ def train(message: Message, context: Context) -> Message:
 def statistics(message: Message, context: Context) -> Message:
     """What a strategy asks before training."""
     return _work(message, context, "statistics", lambda assembly: assembly.strategy.client_statistics)
+
+
+@app.query("roster")
+def roster(message: Message, context: Context) -> Message:
+    """Which partition this node holds; asked before there is an assembly."""
+    return present(message, context)
 
 
 @app.evaluate()

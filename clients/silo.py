@@ -42,9 +42,8 @@ class Silo:
         self.learner, self.model, self.train, self.progress = learner, model, train, progress
         self.state = RecordDict() if state is None else state
         self.rng = torch.Generator().manual_seed(0) if rng is None else rng
-        self._parts: dict[str, float] = {}
-        self._examples = 0
-        load(model, arrays)
+        self._parts = Tally()
+        self._held = load(model, arrays)
         model.train()
 
     @property
@@ -54,12 +53,12 @@ class Silo:
 
     def arrays(self) -> dict[str, Tensor]:
         """A copy of all of the model's arrays: parameters and buffers."""
-        return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        return {name: _copy(tensor) for name, tensor in self._held.items()}
 
     def buffers(self) -> dict[str, Tensor]:
         """A copy of the model's persistent buffers, such as BatchNorm's running statistics."""
-        params = dict(self.model.named_parameters())
-        return {name: tensor.clone() for name, tensor in self.model.state_dict().items() if name not in params}
+        params = {name for name, _ in self.model.named_parameters()}
+        return {name: _copy(tensor) for name, tensor in self._held.items() if name not in params}
 
     def loss(self, model: Callable[..., Any], batch: Examples) -> Tensor:
         """The learner's mean loss on a batch; ``model`` may be the silo's, or anything that is called like it."""
@@ -75,40 +74,57 @@ class Silo:
 
     def gradient(self, batches: Iterable[Examples]) -> tuple[float, dict[str, Tensor]]:
         """Mean loss over the examples of all batches, and its gradient by parameter name."""
-        params, loss_sum, count = self.params, 0.0, 0
+        params, losses = self.params, Tally()
         sums: list[Tensor] | None = None
         for batch in batches:
-            loss = self._seen(batch)
-            gradients = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
-            loss_sum, count = loss_sum + loss.item() * len(batch), count + len(batch)
+            gradients = torch.autograd.grad(self._seen(batch, losses), list(params.values()), materialize_grads=True)
             if sums is None:
                 sums = [gradient * len(batch) for gradient in gradients]  # not in place: autograd may hand out one tensor twice
             else:
-                torch._foreach_add_(sums, list(gradients), alpha=len(batch))
+                torch._foreach_add_(sums, gradients, alpha=len(batch))
         assert sums is not None, "a client holds at least one example"
-        torch._foreach_div_(sums, count)
-        return loss_sum / count, dict(zip(params, sums, strict=True))
+        torch._foreach_div_(sums, losses.examples)
+        return losses.means()["loss"], dict(zip(params, sums, strict=True))
 
     def descend(self, batches: Iterable[Examples], optimizer: dict[str, Any], penalty: Callable[[], Tensor] | None = None) -> float:
         """One optimizer step a batch, in place; the mean loss per example seen on the way, without the penalty."""
-        stepper = optimizers.build(optimizer, self.params.values())
-        loss_sum, count = 0.0, 0
+        params, losses = list(self.params.values()), Tally()
+        step = optimizers.stepper(optimizer, params)
         for batch in batches:
-            loss = self._seen(batch)
-            stepper.zero_grad()
-            (loss if penalty is None else loss + penalty()).backward()
-            stepper.step()
-            loss_sum, count = loss_sum + loss.item() * len(batch), count + len(batch)
-        return loss_sum / max(count, 1)
+            loss = self._seen(batch, losses)
+            step(torch.autograd.grad(loss if penalty is None else loss + penalty(), params, allow_unused=True))
+        return losses.means().get("loss", 0.0)
 
     def loss_parts(self) -> dict[str, float]:
         """The named parts of the loss, each a mean per example over the batches trained on."""
-        return {name: total / self._examples for name, total in self._parts.items()}
+        return self._parts.means()
 
-    def _seen(self, batch: Examples) -> Tensor:
-        """The loss on a batch of training; its parts are remembered."""
+    def _seen(self, batch: Examples, losses: "Tally") -> Tensor:
+        """The loss on a batch of training; it is counted among ``losses``, and its parts are remembered."""
         loss = self.learner.loss(self.model, batch, self.progress, self.rng)
-        self._examples += len(batch)
-        for name, part in loss.parts.items():
-            self._parts[name] = self._parts.get(name, 0.0) + part.item() * len(batch)
+        losses.add({"loss": loss.total}, len(batch))
+        self._parts.add(loss.parts, len(batch))
         return loss.total
+
+
+class Tally:
+    """Means over examples of batches' means; kept as tensors, so that a GPU is not waited for at every batch."""
+
+    def __init__(self) -> None:
+        self.examples = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, means: Named, examples: int) -> None:
+        """Count one batch."""
+        self.examples += examples
+        for name, mean in means.items():
+            total = mean.detach().double() * examples
+            self._sums[name] = self._sums[name].add_(total) if name in self._sums else total
+
+    def means(self) -> dict[str, float]:
+        """The means so far."""
+        return {name: total.item() / self.examples for name, total in self._sums.items()}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)

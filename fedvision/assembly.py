@@ -48,9 +48,15 @@ class Assembly:
         device = _device(experiment.device)
         strategy, learner = experiment.build_strategy(), experiment.build_learner()
         data = experiment.load_data() if data is None else data
-        model = learner.build(data.spec, generator(experiment.seed, "model")).to(device)
-        initial = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        model = _laid_out(learner.build(data.spec, generator(experiment.seed, "model")).to(device))
+        initial = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
         return cls(experiment, data.to(device), learner, strategy, model, initial, device)
+
+
+def _laid_out(model: nn.Module) -> nn.Module:
+    """The model, with channels as the fastest-running dimension on a CPU: most convolutions take less time so."""
+    on_cpu = all(param.device.type == "cpu" for param in model.parameters())
+    return model.to(memory_format=torch.channels_last) if on_cpu else model  # type: ignore[call-overload, no-any-return]
 
 
 def _device(name: str) -> torch.device:
@@ -74,14 +80,37 @@ def installed(run_id: int, assembly: Assembly) -> Iterator[None]:
         del _installed[run_id]
 
 
+def install(run_id: int, assembly: Assembly) -> None:
+    """Let the apps of this process use ``assembly`` for the run ``run_id``, for as long as the process lives."""
+    _installed[run_id] = assembly
+
+
+def at_hand(run_id: int) -> Assembly | None:
+    """The parts of a run, if they have been built in this process."""
+    return _installed.get(run_id)
+
+
 def assembly_of(run_id: int, run_config: Mapping[str, Any]) -> Assembly:
     """The parts of a run; built on first use from the run's configuration, then kept.
 
+    The process that builds them computes with as many threads as the experiment says from then on.
+
     Args:
         run_id: Flower's.
-        run_config: ``experiment``, a path or bundled name, and ``overrides``, as ``--set`` takes them, separated by ``;``.
+        run_config: ``experiment``, a bundled name, a path or the text of a file, and ``overrides``, as ``--set`` takes
+            them, separated by ``;``.
+
+    Raises:
+        FedVisionError: there is no such experiment, or its parts do not fit together.
     """
     if run_id not in _installed:
-        overrides = parse_overrides(part for part in str(run_config.get("overrides", "")).split(";") if part.strip())
-        _installed[run_id] = Assembly.of(Experiment.load(str(run_config["experiment"]), overrides))
+        experiment = _experiment(run_config)
+        torch.set_num_threads(experiment.threads)
+        _installed[run_id] = Assembly.of(experiment)
     return _installed[run_id]
+
+
+def _experiment(run_config: Mapping[str, Any]) -> Experiment:
+    overrides = parse_overrides(part for part in str(run_config.get("overrides", "")).split(";") if part.strip())
+    named = str(run_config["experiment"])
+    return Experiment.parse(named, overrides, "run-config") if "\n" in named else Experiment.load(named, overrides)

@@ -1,7 +1,7 @@
 """Loading global arrays into a model, and evaluating it."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedvision.arrays import Named
 from fedvision.data import Examples
@@ -13,11 +13,12 @@ BATCH = 1024
 """Examples evaluated at a time."""
 
 
-def load(model: nn.Module, arrays: Named) -> None:
-    """Copy ``arrays`` into ``model`` by state-dict name."""
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            tensor.copy_(arrays[name])
+def load(model: nn.Module, arrays: Named) -> dict[str, Tensor]:
+    """Copy ``arrays`` into ``model`` by state-dict name; the model's own tensors by these names."""
+    own = model.state_dict()
+    if own:
+        torch._foreach_copy_(list(own.values()), [arrays[name] for name in own])
+    return own
 
 
 def evaluate(learner: Learner, model: nn.Module, examples: Examples) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Optimizers named in a table: any class of ``torch.optim`` with its own arguments."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any
 
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from fedvision import settings
 from fedvision.errors import ExperimentError
+
+SGD_LR = 1e-3
+"""Torch's default."""
 
 NOT_IN_A_TABLE = frozenset({"params"})
 
@@ -28,7 +31,8 @@ def checked(table: dict[str, Any]) -> dict[str, Any]:
     absent = [key for key, value in table.items() if isinstance(value, float) and math.isnan(value)]
     if absent:
         raise ExperimentError(f"optimizer {table}: {absent[0]} is not a number")
-    build(table, [torch.zeros(1, 1, requires_grad=True)])
+    if not is_plain_sgd(table):
+        build(table, [torch.zeros(1, 1, requires_grad=True)])
     return table
 
 
@@ -47,6 +51,37 @@ def build(table: dict[str, Any], params: Iterable[Tensor]) -> torch.optim.Optimi
         return _kind(table)(list(params), **arguments)  # type: ignore[no-any-return]
     except (TypeError, ValueError, IndexError, RuntimeError) as error:
         raise ExperimentError(f"optimizer {table}: {error}") from error
+
+
+def stepper(table: dict[str, Any], params: Sequence[Tensor]) -> Callable[[Sequence[Tensor | None]], None]:
+    """What moves ``params`` along gradients, in place: one for each of them, None for one that has none.
+
+    Plain SGD takes its steps itself, for all parameters at once and to the same bits: a client of few batches notices
+    what it costs to make an optimizer, and a process the seconds that torch takes over its first.
+    """
+    if is_plain_sgd(table):
+        lr = table.get("lr", SGD_LR)
+        return lambda gradients: _descend(params, gradients, lr)
+    optimizer = build(table, params)
+
+    def step(gradients: Sequence[Tensor | None]) -> None:
+        for param, gradient in zip(params, gradients, strict=True):
+            param.grad = gradient
+        optimizer.step()
+
+    return step
+
+
+def is_plain_sgd(table: Mapping[str, Any]) -> bool:
+    """Whether a table is gradient descent with a learning rate, 0 or more, and nothing else."""
+    return table["name"] == "SGD" and table.keys() <= {"name", "lr"} and isinstance(lr := table.get("lr", SGD_LR), int | float) and lr >= 0
+
+
+@torch.no_grad()
+def _descend(params: Sequence[Tensor], gradients: Sequence[Tensor | None], lr: float) -> None:
+    moved = [(param, gradient) for param, gradient in zip(params, gradients, strict=True) if gradient is not None]
+    if moved:
+        torch._foreach_add_([param for param, _ in moved], [gradient for _, gradient in moved], alpha=-lr)
 
 
 def _kind(table: dict[str, Any]) -> Any:

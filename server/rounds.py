@@ -72,6 +72,9 @@ class Session:
             if checkpoint.identity != self.identity:
                 raise RunError(f"{self.folder.path} holds a run of {ANOTHER}; choose another folder with --out")
             self.assembly.strategy.load_state(checkpoint.strategy)
+            if checkpoint.round > 0 and getattr(self.assembly.strategy, "client_memory", False) and not checkpoint.clients:
+                lost = f"what the clients of {self.folder.path} kept for the strategy was lost with Flower's run"
+                raise RunError(f"{lost}; start again in another folder")
             if checkpoint.clients:
                 grid.load_client_states(checkpoint.clients)  # type: ignore[attr-defined]
             return checkpoint.round, pack(self._on_device(checkpoint.arrays))

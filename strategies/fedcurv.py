@@ -59,6 +59,7 @@ class FedCurv(LocalStrategy):
     Source: Shoham et al., arXiv 1910.07796, section 3.
     """
 
+    client_memory = True
     penalty_weight: NonNegative = 1.0
     chunk_size: Count = 64
 

@@ -9,7 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -138,8 +138,10 @@ class Strategy(FlowerStrategy):
         cohort: those who took part.
         failures: those that failed or were refused.
         answered: how many answers were accepted.
+        client_memory: whether the client half keeps anything in ``silo.state`` from one round to the next.
     """
 
+    client_memory: ClassVar[bool] = False
     fraction: PositiveFraction = 1.0
     fraction_evaluate: PositiveFraction | None = None
     min_clients: Count = 1

@@ -36,6 +36,18 @@ def test_parts_are_built_once_a_run_from_its_configuration(experiment, tmp_path)
     assert (first.experiment.rounds, first.experiment.strategy.name) == (1, "fedavg")
 
 
+def test_the_configuration_may_hold_the_text_of_an_experiment(experiment):
+    built = assembly_of(77_004, {"experiment": experiment(seed=5).to_toml(), "overrides": "rounds=1"})
+    assert (built.experiment.seed, built.experiment.rounds) == (5, 1)
+
+
+def test_a_process_that_builds_its_parts_computes_with_the_experiments_threads(experiment, monkeypatch):
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    assembly_of(77_005, {"experiment": experiment(threads=3).to_toml()})
+    assert told == [3]
+
+
 def test_an_installed_assembly_is_used_within_its_block_only(experiment, federated):
     assembly = Assembly.of(experiment(), federated)
     with installed(77_003, assembly):

@@ -56,6 +56,13 @@ def test_the_state_survives_a_checkpoint(name, tmp_path):
     assert all(torch.equal(arrays[key], value) for key, value in expected.items())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_strategy_says_whether_its_clients_remember(name):
+    federation = Case(strategies.find(name), Silo, {}).federation()
+    federation.rounds(1)
+    assert bool(federation.grid.client_states()) == federation.strategy.client_memory
+
+
 # ---- spoilt strategies ----------------------------------------------------------------------------------------------
 
 

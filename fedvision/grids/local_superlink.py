@@ -1,0 +1,129 @@
+"""A SuperLink of our own on this machine, which simulates its SuperNodes with Ray; nothing of it outlives the block."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fedvision.errors import EngineError
+
+LOCAL = "local"
+"""The name of the connection to a SuperLink of our own."""
+
+START_SECONDS, END_SECONDS = 60.0, 3.0
+"""How long the SuperLink may take to listen; how long its processes may take to end before they are killed."""
+
+LONGEST_FOLDER = 40
+"""Characters that the folder may have: Ray puts sockets below it, whose names the system limits to 107."""
+
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # what is installed here is what runs
+    "PYTHONUNBUFFERED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Flower and Ray install nothing, report nothing, and write their logs as they go."""
+
+
+@contextmanager
+def local_superlink(runs: str) -> Iterator[dict[str, str]]:
+    """Start a SuperLink whose connection is called ``local``; at the end of the block, end it and all of its processes.
+
+    Args:
+        runs: the environment variable that tells its ServerApps where to keep runs: ``runs`` in the SuperLink's folder.
+
+    Yields:
+        The environment for Flower's commands; ``FLWR_HOME`` is the SuperLink's folder, which is removed in the end.
+
+    Raises:
+        EngineError: the SuperLink does not start.
+    """
+    home, port = _folder(), _free_port()
+    environment = {**commands(), "FLWR_HOME": str(home), "RAY_TMPDIR": str(home), runs: str(home / "runs")}
+    environment.pop("RAY_ADDRESS", None)
+    connection = f'[superlink]\ndefault = "{LOCAL}"\n\n[superlink.{LOCAL}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    (home / "config.toml").write_text(connection)
+    (home / "runs").mkdir()
+    try:
+        with (home / "superlink.log").open("wb") as log:
+            line = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+            superlink = subprocess.Popen(line, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        try:
+            _listening(superlink, port, home / "superlink.log")
+            yield environment
+        finally:
+            _end(superlink, home)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def commands() -> dict[str, str]:
+    """The environment in which Flower's commands are found: those of this Python first."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, **QUIET, "PATH": path}
+
+
+def _folder() -> Path:
+    temporary = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="fedvision-", dir=temporary if len(temporary) < LONGEST_FOLDER - 20 else "/tmp"))
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _listening(superlink: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    """Wait until the SuperLink accepts connections."""
+    deadline = time.monotonic() + START_SECONDS
+    while superlink.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    ended = "does not listen" if superlink.poll() is None else f"ended with status {superlink.returncode}"
+    raise EngineError(f"Flower's SuperLink {ended}; its last words: {last_words(log)}")
+
+
+def last_words(log: Path, lines: int = 5) -> str:
+    """The last lines of a log in one, with what colors them left out."""
+    written = log.read_text(errors="replace").splitlines() if log.exists() else []
+    words = [line.strip() for line in written if line.strip()][-lines:]
+    return " | ".join(words) or "none"
+
+
+def _end(superlink: "subprocess.Popen[bytes]", home: Path) -> None:
+    """End the SuperLink and every process that was started for it: gently, then not."""
+    superlink.terminate()
+    deadline = time.monotonic() + END_SECONDS
+    while (superlink.poll() is None or _processes(home)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    while survivors := _processes(home):
+        for process in survivors:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.1)
+    superlink.kill()
+    superlink.wait()
+
+
+def _processes(home: Path) -> list[int]:
+    """All processes that were started for the SuperLink: they bear its folder in their environment (on Linux)."""
+    mark = f"FLWR_HOME={home}".encode()
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if mark in _environment(entry).split(b"\0")]
+
+
+def _environment(process: Path) -> bytes:
+    try:
+        return (process / "environ").read_bytes()
+    except OSError:
+        return b""

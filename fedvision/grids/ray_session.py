@@ -1,0 +1,134 @@
+"""Starting Ray, or joining it, so that nothing is left behind; and tensors that cross it without copies."""
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedvision.errors import EngineError
+
+LONGEST_FOLDER = 40
+"""Characters that a session's folder may have: Ray puts sockets below it, whose names the system limits to 107."""
+
+PACKAGES = ("fedvision", "strategies", "clients", "server", "benchmarks")
+"""What a cluster's machines get from this one; everything else must be installed there."""
+
+
+@contextmanager
+def session(address: str | None, cpus: float) -> Iterator[Any]:
+    """Ray, for the length of the block: one that runs already, the cluster at ``address``, or a new one on this machine.
+
+    What was started here is stopped with its processes, and its folder removed, however the block ends.
+
+    Args:
+        address: of a cluster, such as ``auto``, ``head:6379`` or ``ray://head:10001``.
+        cpus: that a new one on this machine is told it has, if more than the machine's own.
+
+    Raises:
+        EngineError: there is no cluster at ``address``, or Ray does not start.
+    """
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    with _folder() as folder:
+        try:
+            with _signals_kept():
+                _start(ray, address, cpus, folder)
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+"""No statistics sent, no warnings about settings that Ray will change, and workers that run in this very environment."""
+
+
+def _start(ray: Any, address: str | None, cpus: float, folder: Path) -> None:
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        options |= {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False, "_temp_dir": str(folder)}
+    else:
+        options |= {"address": address, "runtime_env": {"py_modules": _own_packages()}}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = "on this machine" if address is None else f"at engine.address = {address!r}"
+        remedy = "see `fedvision doctor`" if address is None else "start one with `ray start --head`, or leave the address out"
+        raise EngineError(f"Ray cannot be used {where} ({error}); {remedy}") from error
+
+
+def _own_packages() -> list[str]:
+    from importlib.util import find_spec
+
+    specs = (find_spec(name) for name in PACKAGES)
+    return [str(Path(spec.origin).parent) for spec in specs if spec is not None and spec.origin is not None]
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder for Ray's sockets and logs, with a short name, for the length of the block."""
+    place = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="fedvision-", dir=place if len(place) < LONGEST_FOLDER else "/tmp"))
+    try:
+        yield folder
+    finally:
+        for _ in range(20):  # its processes write a last line as they end
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+            threading.Event().wait(0.1)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put SIGTERM's handler back after ``ray.init``, whose own ends the process without cleaning up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def share_tensors(ray: Any) -> None:
+    """Have Ray carry tensors as views of its shared memory, in this process; what arrives must not be written to.
+
+    Of itself Ray copies them, as bytes within a pickle.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says once a process that it cannot protect read-only memory: here and now
+        torch.frombuffer(bytes(1), dtype=torch.uint8)
+    ray.util.register_serializer(Tensor, serializer=_lay_out, deserializer=_look_at)
+
+
+def _lay_out(tensor: Tensor) -> tuple[np.ndarray, torch.dtype, tuple[int, ...]]:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy(), tensor.dtype, tuple(tensor.shape)
+
+
+def _look_at(laid_out: tuple[np.ndarray, torch.dtype, tuple[int, ...]]) -> Tensor:
+    flat, dtype, shape = laid_out
+    if not flat.size:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(flat, dtype=dtype).view(shape)

@@ -1,0 +1,210 @@
+import itertools
+import time
+
+import pytest
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from clients.app import app as client_app
+from fedvision.arrays import metrics_of
+from fedvision.errors import EngineError
+from fedvision.grids import roster
+from fedvision.grids.roster import Roster
+
+SUPERLINK = 1
+
+
+class FakeGrid(Grid):
+    """Nodes with ids as Flower draws them, that answer in reverse; those of ``dead`` with an error in the SuperLink's name."""
+
+    def __init__(self, nodes: dict[int, int], partitions: int | None = None) -> None:
+        self.nodes, self.partitions = dict(nodes), len(nodes) if partitions is None else partitions
+        self.dead: set[int] = set()
+        self.asked: list[tuple[str, int]] = []
+        self.waiting: list[Message] = []
+        self.pulls, self.ids = 0, itertools.count(1)
+
+    def set_run(self, run):
+        self.its_run = run
+
+    @property
+    def run(self):
+        return self.its_run
+
+    def create_message(self, *arguments):
+        raise NotImplementedError
+
+    def get_node_ids(self):
+        return list(self.nodes)
+
+    def push_messages(self, messages):
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = f"m{next(self.ids)}"
+            self.asked.append((message.metadata.message_type, message.metadata.dst_node_id))
+        messages = list(messages)
+        self.waiting += [message for message in messages if message.metadata.dst_node_id in self.nodes]
+        return [message.metadata.message_id if message.metadata.dst_node_id in self.nodes else None for message in messages]
+
+    def pull_messages(self, message_ids):
+        self.pulls += 1
+        answered = [self.waiting.pop()] if self.waiting else []  # the last first
+        return [self.answer(message) for message in answered if message.metadata.message_id in message_ids]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        ids = self.push_messages(messages)
+        return [reply for _ in ids for reply in self.pull_messages(ids)]
+
+    def answer(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        if node in self.dead:
+            reply = Message(Error(5, "Node Unavailable"), reply_to=message)
+            reply.metadata.__dict__["_src_node_id"] = SUPERLINK
+            return reply
+        config = {"partition-id": self.nodes[node], "num-partitions": self.partitions}
+        if message.metadata.message_type == roster.ROLL_CALL:
+            held = {name: value for name, value in config.items() if value >= 0}
+            return client_app(message, Context(1, node, held, RecordDict(), {}))
+        return Message(RecordDict({"metrics": MetricRecord({"partition": self.nodes[node]})}), reply_to=message)
+
+
+NODES = {7281: 2, 90210: 0, 55: 1, 4242: 3}
+
+
+@pytest.fixture(autouse=True)
+def identity():
+    kept = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 0, 1, SUPERLINK
+    yield
+    TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = kept
+
+
+def messages(*clients: int) -> list[Message]:
+    return [Message(RecordDict({"config": ConfigRecord()}), dst_node_id=client, message_type="train") for client in clients]
+
+
+def test_nodes_are_presented_by_their_partitions():
+    assert Roster(FakeGrid(NODES), 4).get_node_ids() == [0, 1, 2, 3]
+
+
+def test_messages_reach_the_right_nodes_and_answers_come_in_partition_order():
+    named = Roster(FakeGrid(NODES), 4)
+    named.get_node_ids()
+    answers = list(named.send_and_receive(iter(messages(3, 0, 2))))
+    assert [answer.metadata.src_node_id for answer in answers] == [0, 2, 3]
+    assert [metrics_of(answer.content)["partition"] for answer in answers] == [0, 2, 3]
+
+
+def test_each_node_is_asked_once_however_many_rounds_there_are():
+    grid = FakeGrid(NODES)
+    named = Roster(grid, 4)
+    for _ in range(5):
+        list(named.send_and_receive(messages(*named.get_node_ids())))
+    assert sum(kind == roster.ROLL_CALL for kind, _ in grid.asked) == 4
+
+
+def test_an_answer_is_yielded_as_soon_as_those_before_it_have_come():
+    grid = FakeGrid(NODES)
+    named = Roster(grid, 4)
+    named.get_node_ids()
+    grid.pulls = 0
+    answers = named.send_and_receive(messages(3, 2, 1, 0))  # the fake answers 0 first
+    assert next(answers).metadata.src_node_id == 0
+    assert grid.pulls == 1
+
+
+def test_the_error_of_a_dead_node_bears_its_clients_name():
+    grid = FakeGrid(NODES)
+    named = Roster(grid, 4)
+    named.get_node_ids()
+    grid.dead = {55}
+    answers = list(named.send_and_receive(messages(0, 1, 2, 3)))
+    assert [answer.metadata.src_node_id for answer in answers] == [0, 1, 2, 3]
+    assert [answer.has_error() for answer in answers] == [False, True, False, False]
+    assert answers[1].error.reason == "Node Unavailable"
+
+
+def test_a_node_that_left_is_an_error_reply_and_does_not_stop_the_round():
+    grid = FakeGrid(NODES)
+    named = Roster(grid, 4)
+    named.get_node_ids()
+    del grid.nodes[55]
+    answers = list(named.send_and_receive(messages(0, 1, 2, 3)))
+    assert [(answer.metadata.src_node_id, answer.has_error()) for answer in answers] == [(0, False), (1, True), (2, False), (3, False)]
+    assert named.get_node_ids() == [0, 2, 3]
+
+
+def test_a_silo_that_comes_back_under_another_id_takes_its_place():
+    grid = FakeGrid(NODES)
+    named = Roster(grid, 4)
+    named.get_node_ids()
+    del grid.nodes[55]
+    grid.nodes[99] = 1
+    assert named.get_node_ids() == [0, 1, 2, 3]
+    [answer] = named.send_and_receive(messages(1))
+    assert metrics_of(answer.content) == {"partition": 1}
+    assert grid.asked[-1] == ("train", 99)
+
+
+def test_answers_that_do_not_come_in_time_are_left_out(monkeypatch):
+    grid = FakeGrid(NODES)
+    named = Roster(grid, 4)
+    named.get_node_ids()
+    monkeypatch.setattr(grid, "pull_messages", lambda ids: [])
+    began = time.monotonic()
+    assert list(named.send_and_receive(messages(0, 1), timeout=0.1)) == []
+    assert time.monotonic() - began < 5
+
+
+def test_pushed_messages_are_pulled_under_their_clients_names():
+    named = Roster(FakeGrid(NODES), 4)
+    named.get_node_ids()
+    ids = list(named.push_messages(messages(2, 1)))
+    pulled = [reply for _ in ids for reply in named.pull_messages(ids)]
+    assert [reply.metadata.src_node_id for reply in pulled] == [1, 2]
+
+
+def test_missing_nodes_are_counted_and_named():
+    grid = FakeGrid({7281: 2, 90210: 0}, partitions=4)
+    with pytest.raises(EngineError, match=r"2 of 4 clients came within 0\.2 seconds, those of the partitions 1, 3 did not"):
+        Roster(grid, 4, seconds=0.2).get_node_ids()
+    assert len(grid.asked) == 2
+
+
+def test_a_simulation_of_another_size_is_refused_at_once():
+    with pytest.raises(EngineError, match=r"the federation has 2 nodes, the experiment has 5 clients.*num-supernodes=5"):
+        Roster(FakeGrid({11: 0, 12: 1}), 5).get_node_ids()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        ({11: 0, 12: 0}, r"nodes 11 and 12 both hold partition 0"),
+        ({11: 0, 12: 7}, r"node 12 holds partition 7; start it with --node-config 'partition-id=N', N from 0 to 1"),
+        ({11: 0, 12: -1}, r"node 12 holds no partition"),
+    ],
+)
+def test_nodes_that_are_set_up_wrongly_are_named(nodes, said):
+    with pytest.raises(EngineError, match=said):
+        Roster(FakeGrid(nodes), 2).get_node_ids()
+
+
+def test_a_node_that_fails_the_roll_call_stops_the_start():
+    grid = FakeGrid(NODES)
+    grid.dead = {4242}
+    with pytest.raises(EngineError, match="node 4242 did not say which partition it holds: Node Unavailable"):
+        Roster(grid, 4).get_node_ids()
+
+
+def test_what_clients_kept_elsewhere_is_refused():
+    with pytest.raises(EngineError, match="what 2 clients keep between rounds"):
+        Roster(FakeGrid(NODES), 4).load_client_states({0: RecordDict(), 1: RecordDict()})
+
+
+def test_the_rest_is_passed_on():
+    grid = FakeGrid(NODES)
+    named = Roster(grid, 4)
+    named.set_run(Run.create_empty(5))
+    assert named.run.run_id == grid.its_run.run_id == 5
+    assert named.create_message(RecordDict({"config": ConfigRecord()}), "train", 3, "g").metadata.dst_node_id == 3
