@@ -5,19 +5,18 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from os import cpu_count, getloadavg
 from pathlib import Path
 
 from benchmarks.speed import report, scaling
 from benchmarks.speed.jobs import JOBS
-from benchmarks.speed.measure import alone, by_turns, differences
+from benchmarks.speed.measure import by_turns, wholes
 from benchmarks.speed.methods import METHODS
 from benchmarks.speed.results import Results, machine, targets
 
 PARTS = ("rounds", "agreement", "whole", "scaling", "aggregation")
-QUICK = {"repeats": 1, "turn": 2, "whole_rounds": 3, "scaling_rounds": 3}
-"""What ``--quick`` measures: one repeat, no Flower, no aggregation."""
+QUICK = {"repeats": 2, "turn": 2}
+"""What ``--quick`` changes; besides, it only takes turns, and leaves Flower out."""
 
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -29,7 +28,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="in which the methods take turns")
     parser.add_argument("--turn", type=int, default=5, help="rounds a turn; the first turn warms up")
     parser.add_argument("--whole-rounds", type=int, default=20, help="rounds of a whole job")
-    parser.add_argument("--agreement-rounds", type=int, default=2, help="rounds after which weights are compared")
+    parser.add_argument("--agreement-rounds", type=int, default=1, help="after which weights must agree to float rounding")
     parser.add_argument("--scaling-rounds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("bench/speed"), help="folder of the report")
     parser.add_argument("--quick", action="store_true", help="a first look in about a minute, without Flower")
@@ -37,7 +36,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if chosen.quick:
         vars(chosen).update(QUICK)
         chosen.methods = [name for name in chosen.methods if METHODS[name].waits]
-        chosen.parts = [part for part in chosen.parts if part in ("rounds", "agreement")]
+        chosen.parts = [part for part in chosen.parts if part == "rounds"]
     return chosen
 
 
@@ -67,12 +66,13 @@ def _measure_job(results: Results, name: str, methods: Sequence[str], chosen: ar
     if "rounds" in chosen.parts:
         results.rounds[name] = by_turns(job, methods, chosen.repeats, chosen.turn, _say)
     if "agreement" in chosen.parts:
-        results.differences[name] = differences(job, methods, chosen.agreement_rounds)
+        found = wholes(job, methods, chosen.agreement_rounds)
+        results.differences[name] = {method: whole.difference for method, whole in found.items()}
         _say(f"{name}: largest relative difference of the weights {max(results.differences[name].values()):.1e}")
-    for method in methods if "whole" in chosen.parts else ():
-        whole = alone(job, method, chosen.whole_rounds)
-        results.whole.setdefault(name, {})[method] = {key: value for key, value in asdict(whole).items() if key != "rounds"}
-        _say(f"{name}, whole job, {method}: {whole.seconds:.1f} s, {whole.peak / 1e6:,.0f} MB")
+    if "whole" in chosen.parts:
+        results.whole[name] = {method: whole.summary for method, whole in wholes(job, methods, chosen.whole_rounds).items()}
+        for method, summary in results.whole[name].items():
+            _say(f"{name}, whole job, {method}: {summary['seconds']:.1f} s, {summary['peak'] / 1e6:,.0f} MB")
     report.write(results, chosen.out)
 
 

@@ -1,13 +1,14 @@
 """Measuring: methods take turns round by round, or run alone from start to stop."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -37,12 +38,19 @@ class Whole:
         started: seconds from having the data and the imports of this package to being ready for the first round.
         peak: bytes, of all of its processes at once.
         rounds: seconds of each.
+        difference: of the final weights from the plain loop's, relative; NaN if they were not compared.
     """
 
     seconds: float
     started: float
     peak: int
     rounds: list[float]
+    difference: float = math.nan
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """All but the rounds."""
+        return {name: value for name, value in asdict(self).items() if name != "rounds"}
 
 
 class Child:
@@ -149,14 +157,13 @@ def once(job: Job, method: str, turn: int) -> list[float]:
         return own.turn()
 
 
-def differences(job: Job, methods: Sequence[str], rounds: int) -> dict[str, float]:
-    """How far each method's weights are from the plain loop's after some rounds: the largest relative difference of an array."""
+def wholes(job: Job, methods: Sequence[str], rounds: int) -> dict[str, Whole]:
+    """The whole job by each method in turn, the final weights compared with the plain loop's."""
     with TemporaryDirectory(prefix="speed-") as folder:
         files = {method: Path(folder) / f"{method}.safetensors" for method in dict.fromkeys([PLAIN, *methods])}
-        for method, file in files.items():
-            alone(job, method, rounds, file)
-        final = {method: load_file(file) for method, file in files.items()}
-    return {method: difference(final[method], final[PLAIN]) for method in methods}
+        found = {method: alone(job, method, rounds, file) for method, file in files.items()}
+        reference = load_file(files[PLAIN])
+        return {method: replace(found[method], difference=difference(load_file(files[method]), reference)) for method in methods}
 
 
 def difference(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:

@@ -108,6 +108,7 @@ class Worker:
         data = (examples.image.share_memory_(), examples.label.share_memory_())
         process = context.Process(target=work, args=(replace(job), data, weights, total, there), daemon=True)  # without its data
         process.start()
+        there.close()  # so that waiting for a worker that died is an error
         return cls(process, here, total)
 
     def stop(self) -> None:

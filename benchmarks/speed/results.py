@@ -46,8 +46,8 @@ class Results:
         settings: how often, and with what options.
         skipped: method -> why it was not measured.
         rounds: job -> method -> repeat -> seconds of each round.
-        whole: job -> method -> seconds, started, peak of the job run alone (see ``measure.Whole``).
-        differences: job -> method -> relative difference of its weights from the plain loop's.
+        whole: job -> method -> the summary of the job run alone (see ``measure.Whole``).
+        differences: job -> method -> relative difference of its weights from the plain loop's after the first rounds.
         population: scaling in the number of clients, the cohort fixed.
         cohorts: scaling in the cohort, the number of clients fixed.
         aggregation: threads -> method -> seconds of each repeat.
