@@ -29,7 +29,10 @@ check: setup ## lint, types and import contracts
 	$(BIN)/lint-imports
 
 bench: setup ## measure the aggregation against reading its inputs once
-	$(BIN)/python -m benchmarks.aggregation
+	$(BIN)/python -m benchmarks.speed.aggregation
+
+speed: setup ## measure our engines against a plain PyTorch loop and Flower's simulation (about an hour)
+	$(BIN)/python -m benchmarks.speed
 
 docs: setup ## make the tables and pictures of docs/ anew (about half an hour)
 	$(BIN)/fedvision bench fedilc --out docs/results/fedilc
@@ -37,4 +40,4 @@ docs: setup ## make the tables and pictures of docs/ anew (about half an hour)
 clean: ## remove what the tools cached; runs/ and bench/ stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help setup demo test check bench docs clean
+.PHONY: help setup demo test check bench speed docs clean

@@ -1,6 +1,6 @@
 """Measure the aggregation against reading its inputs once, which nothing can beat.
 
-    python -m benchmarks.aggregation --clients 50 --parameters 10000000 --threads 1 2 --flower
+    python -m benchmarks.speed.aggregation --clients 50 --parameters 10000000 --threads 1 2 --flower
 
 All methods run in turn within every repeat, and are compared with the reading of the same repeat:
 the ratios hold on another machine, or beside other work, where the seconds do not. The first
@@ -8,6 +8,7 @@ repeat warms up and is not counted. A client's answer is one float32 array.
 """
 
 import argparse
+import json
 import os
 import statistics
 import time
@@ -20,6 +21,8 @@ from fedvision.seeds import generator
 from strategies.means import Accumulator, ArithmeticMean, WeightedGeometricMean
 
 READING = "reading the inputs once"
+ARITHMETIC = "arithmetic mean"
+GEOMETRIC = "weighted geometric mean"
 Answers = Sequence[Mapping[str, Tensor]]
 Methods = Mapping[str, Callable[[], object]]
 
@@ -58,8 +61,8 @@ def methods(answers: Answers, with_flower: bool) -> dict[str, Callable[[], objec
     """What is measured, by name."""
     measured: dict[str, Callable[[], object]] = {
         READING: lambda: read(answers),
-        "arithmetic mean": lambda: aggregate(ArithmeticMean(), answers),
-        "weighted geometric mean": lambda: aggregate(WeightedGeometricMean(), answers),
+        ARITHMETIC: lambda: aggregate(ArithmeticMean(), answers),
+        GEOMETRIC: lambda: aggregate(WeightedGeometricMean(), answers),
         "the same with an agreement mask": lambda: aggregate(WeightedGeometricMean(0.5), answers),
     }
     if with_flower:
@@ -95,6 +98,16 @@ def markdown(times: Mapping[str, Sequence[float]], title: str) -> str:
     return "\n".join(lines)
 
 
+def measured(clients: int, parameters: int, repeats: int, threads: Sequence[int], with_flower: bool) -> dict[str, dict[str, list[float]]]:
+    """The seconds of every method in every repeat, by the number of threads."""
+    answers = random_answers(clients, parameters)
+    found, compared = {}, methods(answers, with_flower)
+    for number in dict.fromkeys(threads):
+        torch.set_num_threads(number)
+        found[str(number)] = interleaved(compared, repeats)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -103,13 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="beside one that warms up")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1])
     parser.add_argument("--flower", action="store_true", help="beside Flower's own mean; slow")
+    parser.add_argument("--json", action="store_true", help="print the seconds of every repeat as JSON, and nothing else")
     options = parser.parse_args(arguments)
-    answers = random_answers(options.clients, options.parameters)
-    measured = methods(answers, options.flower)
-    for threads in dict.fromkeys(options.threads):
-        torch.set_num_threads(threads)
-        title = f"{options.clients} x {options.parameters:,} float32, {threads} thread(s)"
-        print(markdown(interleaved(measured, options.repeats), title), end="\n\n", flush=True)
+    found = measured(options.clients, options.parameters, options.repeats, options.threads, options.flower)
+    if options.json:
+        print(json.dumps(found))
+        return
+    for threads, times in found.items():
+        print(markdown(times, f"{options.clients} x {options.parameters:,} float32, {threads} thread(s)"), end="\n\n")
 
 
 if __name__ == "__main__":

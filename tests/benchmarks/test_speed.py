@@ -1,0 +1,228 @@
+"""The instrument of speed: its methods compute the same, its meter and its report say what is. Nothing here is timed."""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.speed import __main__ as command
+from benchmarks.speed import aggregation, measure, report, scaling
+from benchmarks.speed.child import Turns, decoded, encoded
+from benchmarks.speed.jobs import CONVOLUTIONS, CROSS_SILO, JOBS, MANY_SMALL
+from benchmarks.speed.measure import Whole, difference
+from benchmarks.speed.memory import MARK, Family, Meter
+from benchmarks.speed.methods import FLOWER, FLOWER_ONE_THREAD, IN_PROCESS, METHODS, PLAIN, PLAIN_TWO, Method
+from benchmarks.speed.plain import several_processes
+from benchmarks.speed.results import Point, Ratio, Results, Target, machine, targets
+
+LOCAL = replace(MANY_SMALL, clients=6, cohort=3, examples=7, batch=3, shape=(1, 3, 3))
+CENTRAL = replace(CROSS_SILO, clients=3, cohort=3, examples=5, shape=(1, 3, 3))
+TINY_JOBS = pytest.mark.parametrize("job", [LOCAL, CENTRAL], ids=["local steps", "gradients"])
+
+
+def computed(job, method, rounds=3):
+    told = []
+    weights = METHODS[method].run(job, rounds, told.append)
+    assert told == list(range(rounds + 1))
+    return weights
+
+
+# ---- jobs and methods -----------------------------------------------------------------------------------------------
+
+
+@TINY_JOBS
+def test_our_engine_computes_what_the_plain_loop_computes(job):
+    assert difference(computed(job, IN_PROCESS), computed(job, PLAIN)) < 1e-5
+
+
+def test_two_processes_compute_what_one_computes():
+    assert difference(several_processes(LOCAL, 2, lambda number: None, workers=2), computed(LOCAL, PLAIN, 2)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@TINY_JOBS
+def test_flower_computes_what_the_plain_loop_computes(job):
+    assert measure.wholes(job, [FLOWER], 2)[FLOWER].difference < 1e-5
+
+
+def test_every_round_trains_another_cohort_of_the_right_size():
+    cohorts = LOCAL.cohorts(5)
+    assert {len(set(cohort)) for cohort in cohorts} == {3} and len({tuple(cohort) for cohort in cohorts}) > 1
+
+
+def test_the_jobs_have_the_sizes_of_the_yardsticks():
+    assert [(job.clients, job.cohort, job.examples, job.batch) for job in JOBS.values()] == [
+        (1000, 100, 50, 10),
+        (100, 10, 64, 16),
+        (5, 5, 2000, None),
+    ]
+    assert sum(param.numel() for param in MANY_SMALL.build().parameters()) == 392 * 390 + 390 + 390 * 390 + 390 + 390 + 1
+    assert CONVOLUTIONS.build()(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
+
+
+def test_a_job_survives_being_written_as_text():
+    assert decoded(encoded(CONVOLUTIONS)) == CONVOLUTIONS
+
+
+def test_a_method_whose_engine_is_not_there_says_so():
+    assert "no engine 'quantum'" in (Method("", lambda *_: {}, engine="quantum").missing or "")
+    assert METHODS[PLAIN].missing is None
+
+
+def test_the_difference_is_that_of_the_worst_array():
+    reference = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([1.0])}
+    assert difference({"a": torch.tensor([3.0, 4.5]), "b": torch.tensor([1.0])}, reference) == pytest.approx(0.1)
+
+
+# ---- processes and memory -------------------------------------------------------------------------------------------
+
+
+def test_a_turn_tells_its_rounds_and_waits(capfd):
+    waits = iter(["\n"] * 3)
+
+    class Resume:
+        def readline(self):
+            return next(waits)
+
+    turns = Turns(2, sys.stdout, Resume())
+    for number in range(6):
+        turns(number)
+    lines = capfd.readouterr().out.splitlines()
+    assert ["ready" in line for line in lines] == [True, False, False] and next(waits, None) is None
+    assert len(turns.rest()) == 1
+
+
+def test_methods_take_turns_and_leave_nothing_behind(monkeypatch):
+    seen = []
+    monkeypatch.setattr(measure, "once", lambda job, method, turn: [0.0] * turn)
+    found = measure.by_turns(LOCAL, [PLAIN, FLOWER], repeats=2, turn=2, say=seen.append)
+    assert {name: [len(rounds) for rounds in repeats] for name, repeats in found.items()} == {PLAIN: [2, 2], FLOWER: [2, 2]}
+    assert len(seen) == 4
+
+
+def test_a_method_that_fails_shows_its_last_words():
+    broken = replace(LOCAL, model="no-such-model")
+    with pytest.raises(measure.EngineError, match="no-such-model"):
+        measure.alone(broken, PLAIN, 1)
+
+
+ALLOCATES = "import sys; block = b'x' * (60 << 20); print('here', flush=True); sys.stdin.read()"
+
+
+def test_the_meter_sees_what_a_process_of_the_family_allocates():
+    environment = os.environ | {MARK: "test-of-the-meter"}
+    line, pipe = [sys.executable, "-S", "-c", ALLOCATES], subprocess.PIPE
+    process = subprocess.Popen(line, stdin=pipe, stdout=pipe, text=True, env=environment)
+    family = Family("test-of-the-meter")
+    with Meter(family, 0.01) as meter:
+        process.stdout.readline()
+        assert family.members() == [process.pid]
+        assert family.memory() > 60 << 20
+        while not meter.peak > 60 << 20:
+            pass
+    family.kill()
+    process.communicate()
+    assert 60 << 20 < meter.peak < 100 << 20 and not family.members()
+
+
+# ---- results and report ---------------------------------------------------------------------------------------------
+
+
+def made_up():
+    """Every method takes ten milliseconds times its place in the table, half as much again in the second repeat."""
+    rounds = {name: [[0.010 * i, 0.010 * i], [0.015 * i, 0.015 * i]] for i, name in enumerate(METHODS, 1)}
+    whole = {name: Whole(10.0, 1.0, 100 * i, [1.0], 1e-7).summary for i, name in enumerate(METHODS, 1)}
+    aggregated = {aggregation.READING: [1.0, 2.0], aggregation.ARITHMETIC: [1.5, 3.0], aggregation.GEOMETRIC: [20.0, 32.0]}
+    return Results(
+        machine={"CPU": "made up"},
+        settings={"repeats": 2},
+        skipped={"ray-1": "there is no engine"},
+        rounds={"J1": rounds},
+        whole={"J1": whole},
+        differences={"J1": dict.fromkeys(METHODS, 2e-7)},
+        population=[Point(1000, 100, 1.0, 0.100, 10**8), Point(100_000, 100, 6.0, 0.105, 2 * 10**8)],
+        cohorts=[Point(1000, 10, 1.0, 0.1, 10**8), Point(1000, 1000, 1.0, 0.1, 10**8 + 10**6)],
+        aggregation={"1": aggregated},
+    )
+
+
+def test_ratios_are_of_the_same_repeat():
+    assert Ratio.of([2.0, 9.0, 8.0], [1.0, 3.0, 2.0]) == Ratio(3.0, 2.0, 4.0)
+    assert made_up().ratio("J1", PLAIN_TWO, PLAIN) == Ratio(2.0, 2.0, 2.0)
+    assert made_up().ratio("J1", "not measured", PLAIN) is None
+
+
+def test_flower_is_compared_at_its_best():
+    results = made_up()
+    assert results.flower("J1") == FLOWER and results.flower("J2") is None
+    results.rounds["J1"][FLOWER_ONE_THREAD] = [[1.0], [1.0]]
+    assert results.flower("J1") == FLOWER_ONE_THREAD
+
+
+def test_targets_say_met_or_missed_by_how_much():
+    found = {target.name: target for target in targets(made_up())}
+    assert found["J1: Flower's simulation / our Ray engine"].verdict == "missed by 85%"
+    assert found["J2: Flower's simulation / our Ray engine"].verdict == "not measured"
+    assert found["100,000 clients: start"].verdict == "missed by 20%"
+    assert found["100,000 clients: a round against one of 1,000 clients"].value == pytest.approx(5)
+    assert found["in process: growth of peak memory with the cohort"].met
+    assert found[f"{aggregation.GEOMETRIC} / reading its inputs once"].value == 18
+    assert Target("", 9.0, 8.0, higher=True).met and not Target("", 9.0, 8.0).met
+
+
+def test_results_survive_being_saved(tmp_path):
+    made_up().save(tmp_path / "results.json")
+    assert Results.load(tmp_path / "results.json") == made_up()
+
+
+def test_the_report_holds_what_was_measured(tmp_path):
+    paths = report.write(made_up(), tmp_path)
+    assert {path.name for path in paths} == {"report.md", "results.json", "ratios.png", "scaling.png"}
+    text = (tmp_path / "report.md").read_text()
+    for part in (
+        "CPU made up",
+        "## J1: many small",
+        "| ours, in process | 38 | 3.00 (3.00 to 3.00) |",
+        "there is no engine",
+        "105.0",
+        "2e-07",
+    ):
+        assert part in text, part
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in tables) and "nan" not in text
+
+
+def test_a_report_of_nothing_is_a_report():
+    assert report.markdown(Results()).startswith("# Speed")
+
+
+def test_the_machine_is_described():
+    assert {"CPU", "cores", "cache", "RAM", "Python", "torch", "flwr"} <= machine().keys()
+
+
+def test_scaling_takes_the_median_and_leaves_the_first_and_last_round_out():
+    def measured(job, method, rounds):
+        return Whole(9.0, job.clients / 100, job.clients, [99.0, *([1.0] * (rounds - 2)), 99.0])
+
+    few, many = scaling.populations((100, 1000), rounds=3, repeats=2, measure=measured)
+    assert few == Point(100, 100, 1.0, 1.0, 100) and many.peak == 1000
+    assert [point.cohort for point in scaling.cohorts((10, 20), rounds=1, measure=measured)] == [10, 20]
+
+
+def test_the_command_line_measures_and_reports(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "by_turns", lambda job, methods, repeats, turn, say: {PLAIN: [[0.1] * turn] * repeats})
+    chosen = command.options(["--quick", "--jobs", "J1", "--methods", PLAIN, FLOWER])
+    assert chosen.methods == [PLAIN] and chosen.parts == ["rounds"] and chosen.jobs == ["J1"]
+    command.main(["--quick", "--jobs", "J1", "--methods", PLAIN, "--out", str(tmp_path)])
+    assert "| plain loop | 100 | 1.00" in (tmp_path / "report.md").read_text() and "report.md" in capsys.readouterr().out
+
+
+def test_aggregation_is_measured_by_threads(capsys):
+    found = aggregation.measured(2, 10, 1, [1], with_flower=True)
+    assert list(found) == ["1"] and all(len(times) == 1 and math.isfinite(times[0]) for times in found["1"].values())
+    assert "| arithmetic mean |" in aggregation.markdown(found["1"], "tiny")
