@@ -61,8 +61,7 @@ def stepper(table: dict[str, Any], params: Sequence[Tensor]) -> Callable[[Sequen
     what it costs to make an optimizer, and a process the seconds that torch takes over its first.
     """
     if is_plain_sgd(table):
-        lr = table.get("lr", SGD_LR)
-        return lambda gradients: _descend(params, gradients, lr)
+        return lambda gradients: plain_sgd(params, gradients, table.get("lr", SGD_LR))
     optimizer = build(table, params)
 
     def step(gradients: Sequence[Tensor | None]) -> None:
@@ -110,7 +109,8 @@ def _three_steps(table: dict[str, Any], start: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _descend(params: Sequence[Tensor], gradients: Sequence[Tensor | None], lr: float) -> None:
+def plain_sgd(params: Sequence[Tensor], gradients: Sequence[Tensor | None], lr: float) -> None:
+    """``param -= lr * gradient`` for all that have one, in place."""
     moved = [(param, gradient) for param, gradient in zip(params, gradients, strict=True) if gradient is not None]
     if moved:
         torch._foreach_add_([param for param, _ in moved], [gradient for _, gradient in moved], alpha=-lr)
