@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -66,13 +67,11 @@ def _measure_job(results: Results, name: str, methods: Sequence[str], chosen: ar
     if "rounds" in chosen.parts:
         results.rounds[name] = by_turns(job, methods, chosen.repeats, chosen.turn, _say)
     if "agreement" in chosen.parts:
-        found = wholes(job, methods, chosen.agreement_rounds)
+        found = wholes(job, methods, chosen.agreement_rounds, _say)
         results.differences[name] = {method: whole.difference for method, whole in found.items()}
-        _say(f"{name}: largest relative difference of the weights {max(results.differences[name].values()):.1e}")
+        _say(f"{name}: largest relative difference of the weights {max(results.differences[name].values(), default=0):.1e}")
     if "whole" in chosen.parts:
-        results.whole[name] = {method: whole.summary for method, whole in wholes(job, methods, chosen.whole_rounds).items()}
-        for method, summary in results.whole[name].items():
-            _say(f"{name}, whole job, {method}: {summary['seconds']:.1f} s, {summary['peak'] / 1e6:,.0f} MB")
+        results.whole[name] = {method: whole.summary for method, whole in wholes(job, methods, chosen.whole_rounds, _say).items()}
     report.write(results, chosen.out)
 
 
@@ -93,4 +92,5 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what was started is ended
     main()

@@ -56,8 +56,8 @@ class Turns:
         return self._seconds
 
     def _wait(self) -> None:
-        if self._rounds:
-            self._resume.readline()
+        if self._rounds and not self._resume.readline():
+            sys.exit("the parent has gone")
 
 
 def encoded(job: Job) -> str:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -27,6 +27,9 @@ from benchmarks.speed.methods import METHODS, PLAIN
 from fedvision.errors import EngineError
 
 Say = Callable[[str], None]
+
+RAY = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+"""Ray's workers, Flower's and ours, run at the priority of everybody else. By default they step back, and starve beside other work."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,9 @@ class Child:
     def go_on(self) -> None:
         """Let it have its next turn."""
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended; who listens to it will hear why
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
 
     def turn(self) -> list[float]:
         """The seconds of each round of its next turn."""
@@ -99,7 +103,7 @@ def child(job: Job, method: str, rounds: int, turn: int = 0, weights: Path | str
     line = [sys.executable, "-m", "benchmarks.speed.child", encoded(job), method, str(rounds), str(turn), str(weights)]
     with TemporaryDirectory(prefix="speed-", ignore_cleanup_errors=True) as folder:
         paths = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-        environment = os.environ | {MARK: family, "RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": paths}
+        environment = os.environ | RAY | {MARK: family, "RAY_TMPDIR": folder, "PYTHONPATH": paths}
         log = Path(folder) / "log"
         with log.open("w") as errors:
             process = subprocess.Popen(
@@ -132,23 +136,45 @@ def ready(job: Job, method: str, repeats: int, turn: int) -> Iterator[Child]:
         own.turn()
         yield own
         own.go_on()  # the last round evaluates and saves, and does not count
-        own.hear()
+        with suppress(EngineError):  # then a turn has failed before, and said so
+            own.hear()
 
 
 def by_turns(job: Job, methods: Sequence[str], repeats: int, turn: int, say: Say) -> dict[str, list[list[float]]]:
     """Seconds of each round, by method and repeat.
 
     In every repeat each method has a turn of some rounds, in an order that moves on. Those that can wait live through all repeats
-    and wait for their turns; the others are started afresh for each.
+    and wait for their turns; the others are started afresh for each. A method that fails is told of and left out.
     """
     found: dict[str, list[list[float]]] = {method: [] for method in methods}
     with ExitStack() as stack:
-        waiting = {name: stack.enter_context(ready(job, name, repeats, turn)) for name in methods if METHODS[name].waits}
+        waiting: dict[str, Child] = {}
+        for name in filter(lambda name: METHODS[name].waits, methods):
+            with _told(f"{job.name}, {name}", say):
+                waiting[name] = stack.enter_context(ready(job, name, repeats, turn))
         for repeat in range(repeats):
             for name in [*methods[repeat % len(methods) :], *methods[: repeat % len(methods)]]:
-                found[name].append(waiting[name].turn() if name in waiting else once(job, name, turn))
-                say(f"{job.name}, repeat {repeat + 1} of {repeats}, {name}: {1000 * median(found[name][-1]):.0f} ms a round")
-    return found
+                with _told(f"{job.name}, {name}", say):
+                    found[name].append(_turn(job, name, turn, waiting))
+                    say(f"{job.name}, repeat {repeat + 1} of {repeats}, {name}: {1000 * median(found[name][-1]):.0f} ms a round")
+    return {name: turns for name, turns in found.items() if len(turns) == repeats}
+
+
+def _turn(job: Job, method: str, turn: int, waiting: Mapping[str, Child]) -> list[float]:
+    if method in waiting:
+        return waiting[method].turn()
+    if METHODS[method].waits:
+        raise EngineError("it did not start")
+    return once(job, method, turn)
+
+
+@contextmanager
+def _told(what: str, say: Say) -> Iterator[None]:
+    """One method's failure costs no other its numbers."""
+    try:
+        yield
+    except EngineError as error:
+        say(f"{what} failed: {error}")
 
 
 def once(job: Job, method: str, turn: int) -> list[float]:
@@ -157,13 +183,17 @@ def once(job: Job, method: str, turn: int) -> list[float]:
         return own.turn()
 
 
-def wholes(job: Job, methods: Sequence[str], rounds: int) -> dict[str, Whole]:
-    """The whole job by each method in turn, the final weights compared with the plain loop's."""
+def wholes(job: Job, methods: Sequence[str], rounds: int, say: Say) -> dict[str, Whole]:
+    """The whole job by each method in turn, the final weights compared with the plain loop's; a method that fails is left out."""
+    found: dict[str, Whole] = {}
     with TemporaryDirectory(prefix="speed-") as folder:
         files = {method: Path(folder) / f"{method}.safetensors" for method in dict.fromkeys([PLAIN, *methods])}
-        found = {method: alone(job, method, rounds, file) for method, file in files.items()}
-        reference = load_file(files[PLAIN])
-        return {method: replace(found[method], difference=difference(load_file(files[method]), reference)) for method in methods}
+        for method, file in files.items():
+            with _told(f"{job.name}, {method}", say):
+                whole = alone(job, method, rounds, file)
+                found[method] = replace(whole, difference=difference(load_file(file), load_file(files[PLAIN])))
+                say(f"{job.name}, {rounds} round(s) alone, {method}: {whole.seconds:.1f} s, {whole.peak / 1e6:,.0f} MB")
+    return {method: whole for method, whole in found.items() if method in methods}
 
 
 def difference(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:

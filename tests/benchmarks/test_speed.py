@@ -47,7 +47,7 @@ def test_two_processes_compute_what_one_computes():
 @pytest.mark.ray
 @TINY_JOBS
 def test_flower_computes_what_the_plain_loop_computes(job):
-    assert measure.wholes(job, [FLOWER], 2)[FLOWER].difference < 1e-5
+    assert measure.wholes(job, [FLOWER], 2, print)[FLOWER].difference < 1e-5
 
 
 def test_every_round_trains_another_cohort_of_the_right_size():
@@ -105,10 +105,10 @@ def test_methods_take_turns_and_leave_nothing_behind(monkeypatch):
     assert len(seen) == 4
 
 
-def test_a_method_that_fails_shows_its_last_words():
-    broken = replace(LOCAL, model="no-such-model")
-    with pytest.raises(measure.EngineError, match="no-such-model"):
-        measure.alone(broken, PLAIN, 1)
+def test_a_method_that_fails_shows_its_last_words_and_costs_no_other_its_numbers():
+    said = []
+    assert measure.by_turns(replace(LOCAL, model="no-such-model"), [PLAIN], 1, 1, said.append) == {}
+    assert "no-such-model" in said[0] and "it did not start" in said[1]
 
 
 ALLOCATES = "import sys; block = b'x' * (60 << 20); print('here', flush=True); sys.stdin.read()"
@@ -160,7 +160,7 @@ def test_ratios_are_of_the_same_repeat():
 def test_flower_is_compared_at_its_best():
     results = made_up()
     assert results.flower("J1") == FLOWER and results.flower("J2") is None
-    results.rounds["J1"][FLOWER_ONE_THREAD] = [[1.0], [1.0]]
+    results.rounds["J1"][FLOWER_ONE_THREAD] = [[0.001], [0.001]]
     assert results.flower("J1") == FLOWER_ONE_THREAD
 
 
