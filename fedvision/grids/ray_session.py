@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import warnings
@@ -20,6 +21,9 @@ from fedvision.errors import EngineError
 
 LONGEST_FOLDER = 40
 """Characters that a session's folder may have: Ray puts sockets below it, whose names the system limits to 107."""
+
+CONNECT_SECONDS = 10
+"""How long to wait for a cluster to accept a connection."""
 
 PACKAGES = ("fedvision", "strategies", "clients", "server", "benchmarks")
 """What a cluster's machines get from this one; everything else must be installed there."""
@@ -67,6 +71,7 @@ def _start(ray: Any, address: str | None, cpus: float, folder: Path) -> None:
     if address is None:
         options |= {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False, "_temp_dir": str(folder)}
     else:
+        _check_reachable(address)
         options |= {"address": address, "runtime_env": {"py_modules": _own_packages()}}
     try:
         ray.init(**options)
@@ -74,6 +79,19 @@ def _start(ray: Any, address: str | None, cpus: float, folder: Path) -> None:
         where = "on this machine" if address is None else f"at engine.address = {address!r}"
         remedy = "see `fedvision doctor`" if address is None else "start one with `ray start --head`, or leave the address out"
         raise EngineError(f"Ray cannot be used {where} ({error}); {remedy}") from error
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address at which nobody listens, for which Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", which Ray looks up
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise EngineError(
+            f"no Ray cluster answers at engine.address = {address!r} ({error}); start one with `ray start --head`, or leave the address out"
+        ) from error
 
 
 def _own_packages() -> list[str]:
