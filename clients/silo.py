@@ -8,11 +8,11 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor, nn
 
+from fedvision import optimizers
 from fedvision.arrays import Named
 from fedvision.data import Examples
 from fedvision.evaluation import load
 from fedvision.learners.learner import Learner
-from fedvision.stepping import steps_down
 
 
 class Silo:
@@ -100,10 +100,11 @@ class Silo:
 
     def descend(self, batches: Iterable[Examples], optimizer: dict[str, Any], penalty: Callable[[], Tensor] | None = None) -> float:
         """One optimizer step a batch, in place; the mean loss per example seen on the way, without the penalty."""
-        losses = Tally()
-        step = steps_down(optimizer, list(self.params.values()))
+        params, losses = list(self.params.values()), Tally()
+        step = optimizers.stepper(optimizer, params)
         for batch in batches:
-            step(lambda batch=batch: self._seen(batch, losses) + (penalty() if penalty is not None else 0))  # type: ignore[misc]
+            loss = self._seen(batch, losses)
+            step(torch.autograd.grad(loss if penalty is None else loss + penalty(), params, allow_unused=True))
         return losses.means().get("loss", 0.0)
 
     def loss_parts(self) -> dict[str, float]:

@@ -61,7 +61,8 @@ def stepper(table: dict[str, Any], params: Sequence[Tensor]) -> Callable[[Sequen
     what it costs to make an optimizer, and a process the seconds that torch takes over its first.
     """
     if is_plain_sgd(table):
-        return lambda gradients: plain_sgd(params, gradients, table.get("lr", SGD_LR))
+        lr = table.get("lr", SGD_LR)
+        return lambda gradients: _descend(params, gradients, lr)
     optimizer = build(table, params)
 
     def step(gradients: Sequence[Tensor | None]) -> None:
@@ -109,8 +110,7 @@ def _three_steps(table: dict[str, Any], start: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def plain_sgd(params: Sequence[Tensor], gradients: Sequence[Tensor | None], lr: float) -> None:
-    """``param -= lr * gradient`` for all that have one, in place."""
+def _descend(params: Sequence[Tensor], gradients: Sequence[Tensor | None], lr: float) -> None:
     moved = [(param, gradient) for param, gradient in zip(params, gradients, strict=True) if gradient is not None]
     if moved:
         torch._foreach_add_([param for param, _ in moved], [gradient for _, gradient in moved], alpha=-lr)
