@@ -28,6 +28,9 @@ from fedvision.errors import EngineError
 
 Say = Callable[[str], None]
 
+FRESH_TURN = 3
+"""Rounds a turn, at most, of a method that is started afresh for each: it warms up as many times."""
+
 RAY = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 """Ray's workers, Flower's and ours, run at the priority of everybody else. By default they step back, and starve beside other work."""
 
@@ -165,7 +168,7 @@ def _turn(job: Job, method: str, turn: int, waiting: Mapping[str, Child]) -> lis
         return waiting[method].turn()
     if METHODS[method].waits:
         raise EngineError("it did not start")
-    return once(job, method, turn)
+    return once(job, method, min(turn, FRESH_TURN))
 
 
 @contextmanager
