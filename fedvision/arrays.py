@@ -1,6 +1,8 @@
 """Named tensors and Flower's array records, converted without copies where both ends share a process."""
 
 from collections.abc import Iterable, Mapping
+from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -91,8 +93,9 @@ def _tensor(array: Array) -> Tensor:
 
 
 def _size(array: Array) -> int:
-    return int(np.prod(array.shape, dtype=np.int64)) * _itemsize(array.dtype)
+    return prod(array.shape) * _itemsize(array.dtype)
 
 
+@cache
 def _itemsize(dtype: str) -> int:
     return int(getattr(torch, dtype).itemsize)

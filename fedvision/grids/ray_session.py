@@ -62,8 +62,9 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_worker_niceness": "0",
 }
-"""No statistics sent, no warnings about settings that Ray will change, and workers that run in this very environment."""
+"""No statistics sent, no warnings about settings that Ray will change, workers in this very environment, at this priority."""
 
 
 def _start(ray: Any, address: str | None, cpus: float, folder: Path) -> None:
