@@ -17,6 +17,10 @@ class AggregationError(FedVisionError):
     """The clients' answers cannot be combined."""
 
 
+class TooFewAnswersError(AggregationError):
+    """A round has fewer usable answers than it needs."""
+
+
 class EngineError(FedVisionError):
     """The engine that carries the messages failed."""
 

@@ -7,7 +7,7 @@ from flwr.serverapp import Grid
 
 from fedvision.arrays import config_of, nbytes
 from fedvision.behavior import Behavior
-from server.meter import PassingGrid
+from fedvision.grids.passing import PassingGrid
 from strategies.strategy import work_of
 
 

@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from fedvision.arrays import Named, pack, unpack
 from fedvision.assembly import Assembly
-from fedvision.errors import AggregationError, RunError
+from fedvision.errors import RunError, TooFewAnswersError
 from fedvision.evaluation import evaluate, load
 from fedvision.metrics import prefixed, spread
 from server.checkpoint import Checkpoint, save_tensors
@@ -128,7 +128,7 @@ class Session:
         try:
             replies = grid.send_and_receive(strategy.configure_train(number, arrays, config, grid))
             following, metrics = strategy.aggregate_train(number, replies)
-        except AggregationError:
+        except TooFewAnswersError:
             if clock is None or not clock.dropped + clock.late:
                 raise
             strategy.answered = 0
@@ -183,8 +183,3 @@ def complete(row: Row) -> Row:
     """``row`` with every column of ``COLUMNS``, NaN where nothing was measured."""
     measured = {key: math.nan if value is None else value for key, value in row.items()}
     return dict.fromkeys(COLUMNS, math.nan) | measured
-
-
-def rows_of(rows: Iterable[Row]) -> Iterator[Row]:
-    """Complete rows."""
-    return (complete(row) for row in rows)

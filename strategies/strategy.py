@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fedvision.arrays import Named, array_records, config_of, metrics_of, pack, unpack
 from fedvision.data import Examples
-from fedvision.errors import AggregationError, EngineError
+from fedvision.errors import AggregationError, EngineError, TooFewAnswersError
 from fedvision.learners.learner import Learner
 from fedvision.seeds import numpy_generator
 from fedvision.settings import Count, PositiveFraction
@@ -347,7 +347,7 @@ class Strategy(FlowerStrategy):
         """Stop a round that has fewer usable answers than ``min_clients``."""
         if answers < self.min_clients:
             reasons = "; ".join(str(failure) for failure in self.failures[:5]) or "no client answered"
-            raise AggregationError(
+            raise TooFewAnswersError(
                 f"round {server_round}: {answers} usable answers, strategy.min_clients = {self.min_clients}. {reasons}. "
                 "Mend the clients and resume, or start again with a lower min_clients"
             )

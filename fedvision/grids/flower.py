@@ -20,14 +20,12 @@ from fedvision.errors import EngineError
 from fedvision.experiment import COMPONENTS, Experiment
 from fedvision.grids.local_superlink import LOCAL, commands, last_words, local_superlink
 from fedvision.grids.runtime import Runtime
+from fedvision.grids.workplace import PACKAGES, check_gpus_seen
 from fedvision.registry import engines
 from fedvision.settings import NonNegative
 
 RUNS = "FEDVISION_RUNS"
 """The environment variable that says where a ServerApp of Flower's keeps runs: ``runs`` in its current folder if not set."""
-
-PACKAGES = ("fedvision", "strategies", "clients", "server", "benchmarks")
-"""What travels in the bundle."""
 
 NEWS_SECONDS, STATUS_SECONDS = 0.2, 5.0
 """How often to look for new rows; how often to ask for the status of a run whose log has ended before it."""
@@ -56,10 +54,8 @@ class FlowerRuntime(Runtime):
             raise EngineError(
                 f"engine.connection = {self.connection!r} needs engine.runs, the folder where the coordinator's {RUNS} is mounted here"
             )
-        if self.connection == LOCAL and self.device != "cpu" and not self.gpus_per_worker:
-            raise EngineError(
-                f"engine.device = {self.device!r}, but engine.gpus_per_worker = 0 hides all GPUs from the workers; set e.g. 1"
-            )
+        if self.connection == LOCAL:
+            check_gpus_seen(self.device, self.gpus_per_worker)
 
     def check(self, experiment: Experiment) -> None:
         """Refuse parts that are the user's own code."""

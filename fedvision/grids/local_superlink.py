@@ -1,27 +1,23 @@
 """A SuperLink of our own on this machine, which simulates its SuperNodes with Ray; nothing of it outlives the block."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedvision.errors import EngineError
+from fedvision.grids.workplace import short_folder
 
 LOCAL = "local"
 """The name of the connection to a SuperLink of our own."""
 
 START_SECONDS, END_SECONDS = 60.0, 3.0
 """How long the SuperLink may take to listen; how long its processes may take to end before they are killed."""
-
-LONGEST_FOLDER = 40
-"""Characters that the folder may have: Ray puts sockets below it, whose names the system limits to 107."""
 
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -47,13 +43,13 @@ def local_superlink(runs: str) -> Iterator[dict[str, str]]:
     Raises:
         EngineError: the SuperLink does not start.
     """
-    home, port = _folder(), _free_port()
-    environment = {**commands(), "FLWR_HOME": str(home), "RAY_TMPDIR": str(home), runs: str(home / "runs")}
-    environment.pop("RAY_ADDRESS", None)
-    connection = f'[superlink]\ndefault = "{LOCAL}"\n\n[superlink.{LOCAL}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
-    (home / "config.toml").write_text(connection)
-    (home / "runs").mkdir()
-    try:
+    with short_folder() as home:
+        port = _free_port()
+        environment = {**commands(), "FLWR_HOME": str(home), "RAY_TMPDIR": str(home), runs: str(home / "runs")}
+        environment.pop("RAY_ADDRESS", None)
+        connection = f'[superlink]\ndefault = "{LOCAL}"\n\n[superlink.{LOCAL}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        (home / "config.toml").write_text(connection)
+        (home / "runs").mkdir()
         with (home / "superlink.log").open("wb") as log:
             line = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
             superlink = subprocess.Popen(line, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -62,19 +58,12 @@ def local_superlink(runs: str) -> Iterator[dict[str, str]]:
             yield environment
         finally:
             _end(superlink, home)
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
 
 
 def commands() -> dict[str, str]:
     """The environment in which Flower's commands are found: those of this Python first."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**os.environ, **QUIET, "PATH": path}
-
-
-def _folder() -> Path:
-    temporary = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="fedvision-", dir=temporary if len(temporary) < LONGEST_FOLDER - 20 else "/tmp"))
 
 
 def _free_port() -> int:

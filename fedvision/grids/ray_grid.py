@@ -3,7 +3,7 @@
 A worker is a Ray actor that lives as long as the run and keeps learner, model and data warm. Nothing that matters is kept
 there: what clients remember between rounds stays with the grid, so a worker that dies is replaced and its clients answer
 again, with the same result. Tensors travel through Ray's shared memory: a round's content is written there once, and
-neither side copies what it reads. What is there is read-only, and the operating system sees to it.
+neither side copies what it reads. As in one process, nobody writes to what was sent: others read the same memory.
 """
 
 import logging
@@ -27,6 +27,7 @@ from fedvision.errors import EngineError
 from fedvision.experiment import Experiment
 from fedvision.grids import ray_session
 from fedvision.grids.local import Answer, Desk, LocalGrid
+from fedvision.grids.workplace import check_gpus_seen
 from fedvision.registry import engines
 from fedvision.settings import Count, NonNegative, Positive
 
@@ -47,10 +48,8 @@ TASKS_PER_WORKER = 4
 MOST_CLIENTS_PER_TASK = 32
 """If not told otherwise; all answers of a task lie in shared memory together."""
 
-
 PATIENCE = 120
 """Seconds for the workers to start."""
-
 
 CAUSES = {
     "low on memory": "the machine ran out of memory",
@@ -144,8 +143,7 @@ class RayGrid(LocalGrid):
         batch_clients: Count = 1,
     ) -> None:
         super().__init__(client_app, run_config, clients, batch_clients)
-        if device != "cpu" and not gpus_per_worker:
-            raise EngineError(f"engine.device = {device!r}, but engine.gpus_per_worker = 0 hides all GPUs from the workers; set e.g. 1")
+        check_gpus_seen(device, gpus_per_worker)
         self._wanted, self._clients_per_task, self._address, self._device = workers, clients_per_task, address, device
         self._each = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
         self._pool: list[Any] = []
@@ -212,7 +210,8 @@ class RayGrid(LocalGrid):
         """Each client of a task on a worker that does nothing else, so that the one over which workers die is known."""
         worker = self._pool.pop()
         others = [other.answers for other in flying if other.worker is worker]
-        self._ray.wait(others, num_returns=len(others)) if others else None
+        if others:
+            self._ray.wait(others, num_returns=len(others))
         for message in task.messages:
             deaths: list[Exception] = []
             while len(deaths) < ATTEMPTS:

@@ -2,10 +2,8 @@
 
 import logging
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,15 +16,10 @@ import torch
 from torch import Tensor
 
 from fedvision.errors import EngineError
-
-LONGEST_FOLDER = 40
-"""Characters that a session's folder may have: Ray puts sockets below it, whose names the system limits to 107."""
+from fedvision.grids.workplace import PACKAGES, short_folder
 
 CONNECT_SECONDS = 10
 """How long to wait for a cluster to accept a connection."""
-
-PACKAGES = ("fedvision", "strategies", "clients", "server", "benchmarks")
-"""What a cluster's machines get from this one; everything else must be installed there."""
 
 
 @contextmanager
@@ -49,7 +42,7 @@ def session(address: str | None, cpus: float) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    with _folder() as folder:
+    with short_folder() as folder:
         try:
             with _signals_kept():
                 _start(ray, address, cpus, folder)
@@ -100,21 +93,6 @@ def _own_packages() -> list[str]:
 
     specs = (find_spec(name) for name in PACKAGES)
     return [str(Path(spec.origin).parent) for spec in specs if spec is not None and spec.origin is not None]
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    """A folder for Ray's sockets and logs, with a short name, for the length of the block."""
-    place = tempfile.gettempdir()
-    folder = Path(tempfile.mkdtemp(prefix="fedvision-", dir=place if len(place) < LONGEST_FOLDER else "/tmp"))
-    try:
-        yield folder
-    finally:
-        for _ in range(20):  # its processes write a last line as they end
-            shutil.rmtree(folder, ignore_errors=True)
-            if not folder.exists():
-                break
-            threading.Event().wait(0.1)
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from typing import NoReturn
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fedvision.arrays import config_of
 from fedvision.errors import EngineError
+from fedvision.grids.passing import PassingGrid
 
 ROLL_CALL = "query.roster"
 """The message that asks a node which partition it holds."""
@@ -31,7 +31,7 @@ def present(message: Message, context: Context) -> Message:
     return Message(RecordDict({"config": ConfigRecord({**held})}), reply_to=message)
 
 
-class Roster(Grid):
+class Roster(PassingGrid):
     """Presents the nodes of one of Flower's grids by the partitions that they hold.
 
     Flower gives nodes random ids, so the same seed would draw other cohorts in every run. Here a node is its partition,
@@ -47,7 +47,7 @@ class Roster(Grid):
     """
 
     def __init__(self, grid: Grid, clients: int, seconds: float = 300.0) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._clients = clients
         self._seconds = seconds
         self._partitions: dict[int, int] = {}
@@ -55,15 +55,6 @@ class Roster(Grid):
         self._silent: dict[int, str] = {}
         self._sent: dict[str, int] = {}
         self._complete = False
-
-    def set_run(self, run: Run) -> None:
-        """Pass on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Of the other grid."""
-        return self._grid.run
 
     def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
         """A message to one client."""

@@ -164,6 +164,23 @@ def test_a_round_in_which_nobody_is_in_time_leaves_the_model_as_it_is(
     assert rounds["test_loss"].nunique() == 1
 
 
+def test_an_answer_that_cannot_be_combined_is_no_matter_of_being_late(
+    federated: FederatedData,
+    experiment: Callable[..., Experiment],
+    tmp_path: Path,
+    no_figures: None,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def broken(*arguments: object) -> None:
+        raise AggregationError("arrays do not fit together")
+
+    monkeypatch.setattr("strategies.fedavg.FedAvg.server_update", broken)
+    always_one = {"seconds_per_example": 0.1, "deadline": 1.3}  # of clients with 8, 12 and 16 examples
+    whole = experiment(rounds=2, strategy={"name": "fedavg", "batch_size": 4}, behavior=always_one)
+    with pytest.raises(AggregationError, match="do not fit together"):
+        run(whole, data=federated, out=tmp_path / "run")
+
+
 def test_without_the_excuse_of_a_behavior_too_few_answers_stop_a_run(
     federated: FederatedData, experiment: Callable[..., Experiment], tmp_path: Path, no_figures: None
 ):
