@@ -10,14 +10,14 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 
 from clients.batching import require_batchable
 from clients.cohort import Cohort
-from clients.silo import Silo
 from fedvision.arrays import array_records, config_of, unpack
 from fedvision.assembly import Assembly, assembly_of
 from fedvision.data import Examples
-from fedvision.evaluation import evaluate, evaluate_by_environment, load
+from fedvision.evaluation import evaluate, evaluate_by_environment
 from fedvision.grids.roster import present
 from fedvision.metrics import prefixed
 from fedvision.seeds import generator, global_generators
+from fedvision.silo import Silo
 from strategies.strategy import Silo as AnySilo
 from strategies.strategy import Update, reply
 
@@ -72,7 +72,7 @@ def roster(message: Message, context: Context) -> Message:
 def evaluation(message: Message, context: Context) -> Message:
     """The global model on this client's own examples, of the parts that the server asks for."""
     assembly, client = _this(context)
-    load(assembly.model, unpack(array_records(message.content)["arrays"]))
+    assembly.holdings.load(assembly.model, unpack(array_records(message.content)["arrays"]), context.state)
     metrics: dict[str, Any] = {"num-examples": 0}
     for part, examples in _parts(assembly, client, config_of(message.content)).items():
         measure = evaluate_by_environment if part == "validation" else evaluate
@@ -94,8 +94,11 @@ def _work(message: Message, context: Context, purpose: str, half: Callable[[Asse
             context.state,
             rng,
             float(config.get("progress", 0.0)),
+            float(config.get("span", 0.0)),
+            assembly.holdings,
         )
         update = half(assembly)(silo, message.content)
+    silo.keep()
     return reply(message, _with_parts(update, silo.loss_parts()), len(silo.train), silo.work)
 
 

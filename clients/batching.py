@@ -6,15 +6,14 @@ import numpy as np
 import torch
 
 from clients.cohort import Cohort, not_a_mean, not_element_wise
-from clients.silo import Silo
 from fedvision import optimizers
 from fedvision.assembly import Assembly
 from fedvision.data import Examples
 from fedvision.data.federated import Silos
 from fedvision.errors import EngineError
-from fedvision.evaluation import load
-from fedvision.learners.learner import is_mean_over_examples
+from fedvision.learners.learner import composes_its_batches, follows_its_steps, is_mean_over_examples
 from fedvision.seeds import generator, global_generators
+from fedvision.silo import Silo
 from strategies.strategy import ONE_BY_ONE, obstacle
 
 TRIED = 4
@@ -50,15 +49,34 @@ def require_batchable(assembly: Assembly) -> None:
     if reason is not None:
         strategy = assembly.experiment.strategy.name
         raise EngineError(f"{_asked(assembly)}: clients of strategy {strategy} must answer one by one, since {reason}; {ONE_BY_ONE}")
+    reason = _own(assembly)
+    if reason is not None:
+        learner = assembly.experiment.learner.name
+        raise EngineError(f"{_asked(assembly)}: clients of learner {learner} must answer one by one, since {reason}; {ONE_BY_ONE}")
     optimizer = getattr(assembly.strategy, "client_optimizer", None)
+    if optimizer is not None and optimizer.keys() & optimizers.STEPPING:
+        fact = "client_optimizer has a schedule or keeps its memory, by each client's own steps"
+        raise EngineError(f"{_asked(assembly)}: {fact}; {ONE_BY_ONE}")
     if optimizer is not None and not optimizers.is_element_wise(optimizer):
         raise EngineError(f"{_asked(assembly)}: {not_element_wise(optimizer)}")
+
+
+def _own(assembly: Assembly) -> str | None:
+    """What each client of a learner has for itself; None if nothing."""
+    learner = assembly.learner
+    if assembly.holdings.private:
+        return f"each keeps {next(iter(assembly.holdings.private))!r} to itself"
+    if composes_its_batches(learner):
+        return "it composes its own batches"
+    if follows_its_steps(learner):
+        return "it does more after a step"
+    return "it has parameter groups" if learner.groups(assembly.model) else None
 
 
 def _changed_buffer(assembly: Assembly, few: Examples) -> str | None:
     """Whether training changes a buffer of the model; they are put back."""
     model = assembly.model
-    load(model, assembly.initial)
+    assembly.holdings.load(model, assembly.initial)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     _loss_alone(assembly, few)
     changed = [name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])]
@@ -88,7 +106,7 @@ def _difference(assembly: Assembly, few: Examples) -> str | None:
 def _loss_alone(assembly: Assembly, few: Examples) -> float:
     rng = generator(0, "trial")
     with global_generators(rng):
-        silo = Silo(assembly.learner, assembly.model, assembly.initial, few, None, rng)
+        silo = Silo(assembly.learner, assembly.model, assembly.initial, few, None, rng, holdings=assembly.holdings)
         return silo.gradient(silo.batches(TRIED, shuffle=False))[0]
 
 

@@ -15,13 +15,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from clients.silo import visits
 from fedvision import optimizers
 from fedvision.arrays import Named
 from fedvision.data import Examples
 from fedvision.data.federated import Silos
 from fedvision.errors import EngineError
 from fedvision.learners.learner import Learner, is_mean_over_examples
+from fedvision.silo import visits
 from strategies.strategy import ONE_BY_ONE
 
 Place = slice | Tensor
@@ -75,7 +75,7 @@ class Step:
 class Cohort:
     """Clients that all hold the global model of a round; to a ``client_update``, the silo of all of them.
 
-    It has what ``clients.silo.Silo`` has, with the clients as first dimension: ``params`` are [c, ...], and so are gradients;
+    It has what ``fedvision.silo.Silo`` has, with the clients as first dimension: ``params`` are [c, ...], and so are gradients;
     losses are [c]. What belongs to one client alone (its examples, its state, its generator) cannot be used.
 
     Args:
@@ -123,18 +123,17 @@ class Cohort:
         canonical = {param: name for name, param in self.model.named_parameters()}
         copies = {name: param.detach().clone() for name, param in self.params.items()}
         tied = self.model.named_parameters(remove_duplicate=False)
-        return stacked | {name: copies[canonical[param]] for name, param in tied if param.requires_grad}
+        return stacked | {name: copies[canonical[param]] for name, param in tied if param.requires_grad and name in stacked}
 
     def buffers(self) -> dict[str, Tensor]:
-        """The models' persistent buffers [c, ...], which training does not change."""
-        params = {name for name, _ in self.model.named_parameters()}
-        return {name: self._shared(tensor) for name, tensor in self._arrays.items() if name not in params}
+        """The models' arrays that are not trained [c, ...]: frozen parameters and persistent buffers."""
+        return {name: self._shared(tensor) for name, tensor in self._arrays.items() if name not in self._trained}
 
     def batches(self, size: int, shuffle: bool = True, epochs: int = 1, steps: int | None = None) -> Iterator[Step]:
         """Each client's batches, side by side; see ``Silo.batches``. A client that has no more waits for the others."""
         lengths, as_they_are = self._silos.sizes, type(self.learner).train_view is Learner.train_view
         pairs = zip(self._clients, self._rngs, strict=True)
-        streams = [visits(lengths[client], size, shuffle, epochs, steps, rng) for client, rng in pairs]
+        streams = [visits(self.learner, lengths[client], size, shuffle, epochs, steps, rng) for client, rng in pairs]
         for places in zip_longest(*streams):
             step = self._gathered(places) if as_they_are else self._viewed(places)
             self.work = [done + size for done, size in zip(self.work, step.sizes, strict=True)]
@@ -168,7 +167,7 @@ class Cohort:
         if not optimizers.is_element_wise(optimizer):
             raise EngineError(not_element_wise(optimizer))
         params, losses = list(self.params.values()), Tally(len(self))
-        move = optimizers.stepper(optimizer, params)
+        move = optimizers.Stepper(optimizer, self.params)
         for step in batches:
             loss, parts = self._mapped(self._loss, self.params, 0, step)
             self._note(loss, parts, losses, step)
@@ -243,13 +242,14 @@ class Cohort:
         everything, starts = self._silos.examples, (self._silos.offsets[client] for client in self._clients)
         sizes = tuple(0 if place is None else _length(place) for place in places)
         index = torch.stack([_filled(place, max(sizes)) + start for place, start in zip(places, starts, strict=True)])
-        index = index.to(everything.image.device)
-        return Step({name: values[index] for name, values in everything.fields.items()}, sizes)
+        index = index.to(everything.device)
+        return Step(everything[index].decoded().fields, sizes)
 
     def _viewed(self, places: Sequence[Place | None]) -> Step:
         """The learner's views of the examples at these places, each drawn from its client's generator."""
         each = zip(places, self._clients, self._rngs, strict=True)
-        views = [None if place is None else self.learner.train_view(self._silos[client][place], rng) for place, client, rng in each]
+        drawn = self.learner.draw
+        views = [None if place is None else drawn(self.model, self._silos[client], place, rng) for place, client, rng in each]
         sizes = tuple(0 if view is None else len(view) for view in views)
         filler = next(view for view in views if view is not None)
         rows = [_filled(None if view is None else slice(0, len(view)), max(sizes)) for view in views]

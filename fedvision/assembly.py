@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from fedvision.arrays import Named
 from fedvision.data import FederatedData
 from fedvision.errors import ExperimentError
 from fedvision.experiment import Experiment, parse_overrides
+from fedvision.holdings import Holdings
 from fedvision.learners.learner import Learner
 from fedvision.seeds import generator
 
@@ -25,7 +27,7 @@ class Assembly:
         learner: what the clients learn.
         strategy: a Flower strategy, with this project's client half.
         model: the process's one model; its weights are whatever was computed last.
-        initial: the initial weights and buffers.
+        holdings: which of its arrays are shared, and which each client keeps to itself.
         device: where tensors live.
     """
 
@@ -34,7 +36,7 @@ class Assembly:
     learner: Learner
     strategy: Any
     model: nn.Module
-    initial: Mapping[str, Tensor]
+    holdings: Holdings
     device: torch.device
 
     @classmethod
@@ -49,8 +51,23 @@ class Assembly:
         strategy, learner = experiment.build_strategy(), experiment.build_learner()
         data = experiment.load_data() if data is None else data
         model = _laid_out(learner.build(data.spec, generator(experiment.seed, "model")).to(device))
-        initial = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
-        return cls(experiment, data.to(device), learner, strategy, model, initial, device)
+        holdings = Holdings.of(learner, model)
+        if holdings.keeps_trained(model) and not hasattr(strategy, "client_optimizer"):
+            kept = f"parameters such as {holdings.keeps_trained(model)[0]!r} stay with the clients, who take no steps with"
+            raise ExperimentError(f"{kept} strategy {experiment.strategy.name}; choose one with local steps, as fedavg")
+        return cls(experiment, data.to(device), learner, strategy, model, holdings, device)
+
+    @property
+    def initial(self) -> Named:
+        """The initial global model: its shared weights and buffers."""
+        return self.holdings.shared
+
+    @property
+    def remembering(self) -> bool:
+        """Whether clients keep anything from one round to the next."""
+        optimizer = getattr(self.strategy, "client_optimizer", {})
+        strategy = getattr(self.strategy, "client_memory", False) or optimizer.get("keep", False)
+        return bool(strategy or self.holdings.private)
 
 
 def _laid_out(model: nn.Module) -> nn.Module:

@@ -1,9 +1,8 @@
-"""Loading global arrays into a model, and evaluating it."""
+"""Evaluating a model."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fedvision.arrays import Named
 from fedvision.data import Examples
 from fedvision.data.examples import ENVIRONMENT
 from fedvision.learners.learner import Learner
@@ -11,14 +10,6 @@ from fedvision.metrics import Metrics, total
 
 BATCH = 1024
 """Examples evaluated at a time."""
-
-
-def load(model: nn.Module, arrays: Named) -> dict[str, Tensor]:
-    """Copy ``arrays`` into ``model`` by state-dict name; the model's own tensors by these names."""
-    own = model.state_dict()
-    if own:
-        torch._foreach_copy_(list(own.values()), [arrays[name] for name in own])
-    return own
 
 
 def evaluate(learner: Learner, model: nn.Module, examples: Examples) -> dict[str, float]:
@@ -39,4 +30,4 @@ def evaluate_by_environment(learner: Learner, model: nn.Module, examples: Exampl
 def _measured(learner: Learner, model: nn.Module, examples: Examples) -> Metrics:
     model.eval()
     with torch.inference_mode():
-        return total(learner.evaluate(model, batch) for batch in examples.batches(BATCH))
+        return total(learner.evaluate(model, batch.decoded()) for batch in examples.batches(BATCH))

@@ -22,7 +22,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from fedvision.arrays import Named
 from fedvision.data import Examples
 from fedvision.errors import ExperimentError, RunError
-from fedvision.evaluation import BATCH, load
+from fedvision.evaluation import BATCH
+from fedvision.holdings import Holdings
 from fedvision.learners.learner import Learner
 from fedvision.seeds import generator, global_generators
 
@@ -108,7 +109,7 @@ def inconsistency(
         if not setting > 0:
             raise ExperimentError(f"{name} = {setting}: expected a number > 0")
     model = copy.deepcopy(model).double()
-    load(model, arrays)
+    Holdings.of(learner, model).load(model, arrays)
     model.eval()
     risk_a, risk_b = risk(learner, model, a), risk(learner, model, b)
     w = parameters_to_vector(_trainable(model)).detach()
@@ -125,8 +126,9 @@ def risk(learner: Learner, model: nn.Module, examples: Examples) -> Risk:
 
     The training view of the examples is drawn once, and whatever the loss draws is the same at every call.
     """
-    widened = Examples({name: values.double() if values.is_floating_point() else values for name, values in examples.fields.items()})
-    view, params = learner.train_view(widened, generator(0, "inconsistency", "view")), _trainable(model)
+    drawn = learner.draw(model, examples, slice(0, len(examples)), generator(0, "inconsistency", "view"))
+    view = Examples({name: values.double() if values.is_floating_point() else values for name, values in drawn.fields.items()})
+    params = _trainable(model)
 
     def at(w: Tensor) -> Local:
         vector_to_parameters(w, params)

@@ -28,14 +28,14 @@ class Checkpoint:
         identity: of the run, so that it is not resumed as another.
         arrays: the global model.
         strategy: the strategy's ``state()``.
-        clients: what clients keep between rounds, by partition id, where the grid holds it.
+        clients: what clients keep between rounds, by partition id; None where they keep it themselves.
     """
 
     round: int
     identity: str
     arrays: Named
     strategy: Mapping[str, Any] = field(default_factory=dict)
-    clients: Mapping[int, RecordDict] = field(default_factory=dict)
+    clients: Mapping[int, RecordDict] | None = None
 
     def save(self, path: Path) -> None:
         """Write atomically: a crash leaves the checkpoint that was there before."""
@@ -43,7 +43,7 @@ class Checkpoint:
         tree = {
             "arrays": dict(self.arrays),
             "strategy": dict(self.strategy),
-            "clients": {client: _tree_of(state) for client, state in self.clients.items()},
+            "clients": None if self.clients is None else {client: _tree_of(state) for client, state in self.clients.items()},
         }
         encoded = {name: encode(part, name, tensors) for name, part in tree.items()}
         header = {"format": FORMAT, "round": self.round, "identity": self.identity, "tree": encoded}
@@ -63,7 +63,8 @@ class Checkpoint:
             if header["format"] != FORMAT:
                 raise ValueError(f"its format is {header['format']!r}, this version of FedVision reads {FORMAT}")
             tree = {name: decode(part, tensors) for name, part in header["tree"].items()}
-            clients = {client: _record_of(state) for client, state in tree["clients"].items()}
+            kept = tree["clients"]
+            clients = None if kept is None else {client: _record_of(state) for client, state in kept.items()}
             return cls(header["round"], header["identity"], tree["arrays"], tree["strategy"], clients)
         except (OSError, SafetensorError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise RunError(

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from fedvision.arrays import Named, pack, unpack
 from fedvision.assembly import Assembly
 from fedvision.errors import RunError, TooFewAnswersError
-from fedvision.evaluation import evaluate, load
+from fedvision.evaluation import evaluate
 from fedvision.metrics import prefixed, spread
 from server.checkpoint import Checkpoint, save_tensors
 from server.clock import ClockedGrid
@@ -64,7 +64,7 @@ class Session:
                 self._keep(record, row, arrays, grid)
         finally:
             record.close()
-        save_tensors(self.folder.model, unpack(arrays))
+        save_tensors(self.folder.model, self.assembly.holdings.exported(unpack(arrays)))
 
     def _start(self, grid: Grid) -> tuple[int, ArrayRecord]:
         """The last finished round (-1: none, not even round 0's evaluation) and the model after it."""
@@ -73,20 +73,20 @@ class Session:
             if checkpoint.identity != self.identity:
                 raise RunError(f"{self.folder.path} holds a run of {ANOTHER}; choose another folder with --out")
             self.assembly.strategy.load_state(checkpoint.strategy)
-            if checkpoint.round > 0 and getattr(self.assembly.strategy, "client_memory", False) and not checkpoint.clients:
-                lost = f"what the clients of {self.folder.path} kept for the strategy was lost with Flower's run"
+            if checkpoint.round > 0 and self.assembly.remembering and checkpoint.clients is None:
+                lost = f"what the clients of {self.folder.path} kept from round to round was lost with Flower's run"
                 raise RunError(f"{lost}; start again in another folder")
-            if checkpoint.clients:
+            if checkpoint.clients is not None:
                 grid.load_client_states(checkpoint.clients)  # type: ignore[attr-defined]
             return checkpoint.round, pack(self._on_device(checkpoint.arrays))
         return -1, pack(self._on_device(self._initial_arrays()))
 
     def _initial_arrays(self) -> Named:
-        own = self.assembly.initial
+        own, tied = self.assembly.initial, self.assembly.holdings.tied
         if self.initial is None:
             return own
         needed, given = ({name: tuple(tensor.shape) for name, tensor in arrays.items()} for arrays in (own, self.initial))
-        odd = sorted(name for name in needed.keys() | given.keys() if needed.get(name) != given.get(name))
+        odd = sorted(name for name in needed.keys() | given.keys() - tied.keys() if needed.get(name) != given.get(name))
         if odd:
             fact = f"{odd[0]!r} has shape {given.get(odd[0], 'none')}, the model needs {needed.get(odd[0], 'none of that name')}"
             raise RunError(f"initial weights do not fit the model: {fact}; give weights of this learner")
@@ -124,7 +124,7 @@ class Session:
 
     def _trained(self, number: int, arrays: ArrayRecord, grid: Grid, clock: ClockedGrid | None) -> tuple[ArrayRecord, dict[str, float]]:
         """The model after a round of training; as before, if too few of the clients are there and in time."""
-        strategy, config = self.assembly.strategy, ConfigRecord({"progress": (number - 1) / self.assembly.experiment.rounds})
+        strategy, config = self.assembly.strategy, self._config(number)
         try:
             replies = grid.send_and_receive(strategy.configure_train(number, arrays, config, grid))
             following, metrics = strategy.aggregate_train(number, replies)
@@ -152,17 +152,22 @@ class Session:
             metrics |= _numbers(strategy.aggregate_evaluate(number, replies))
             by_environment = [value for name, value in metrics.items() if ENVIRONMENT_ACCURACY.fullmatch(name)]
             metrics |= prefixed("environment", spread(by_environment))
-        load(assembly.model, unpack(arrays))
+        assembly.holdings.load(assembly.model, unpack(arrays))
         return metrics | prefixed("test", evaluate(assembly.learner, assembly.model, assembly.data.test))
 
     def _keep(self, record: RunRecord, row: Row, arrays: ArrayRecord, grid: Grid) -> None:
         record.append(row)
         experiment = self.assembly.experiment
         if row["round"] % experiment.checkpoint_every == 0 or row["round"] == experiment.rounds:
-            held: Mapping[int, RecordDict] = getattr(grid, "client_states", dict)()
+            held: Mapping[int, RecordDict] | None = getattr(grid, "client_states", lambda: None)()
             state = self.assembly.strategy.state()
             Checkpoint(row["round"], self.identity, unpack(arrays), state, held).save(self.folder.checkpoint)
         self.on_round(row)
+
+    def _config(self, number: int) -> ConfigRecord:
+        """What clients are told of the time: how much of the training is done, and how much of it this round is."""
+        rounds = self.assembly.experiment.rounds
+        return ConfigRecord({"progress": (number - 1) / rounds, "span": 1 / rounds})
 
     def _on_device(self, arrays: Named) -> Named:
         return {name: tensor.to(self.assembly.device) for name, tensor in arrays.items()}

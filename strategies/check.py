@@ -1,6 +1,6 @@
 """The conformance suite of strategies: what every run relies on, as a function anyone can run on their own class.
 
-    from clients.silo import Silo
+    from fedvision.silo import Silo
     from strategies.check import check_strategy
 
     check_strategy("my_package.my_module:MyStrategy", Silo, my_setting=3)
@@ -50,7 +50,7 @@ def check_strategy(
 
     Args:
         strategy: a registered or dotted name, or a class.
-        silo: makes a client, as ``clients.silo.Silo`` does: (learner, model, arrays, train, state, rng, progress).
+        silo: makes a client, as ``fedvision.silo.Silo`` does: (learner, model, arrays, train, state, rng, progress).
         cohort: makes several clients that answer together, as ``clients.cohort.Cohort`` does: (learner, model, arrays, silos,
             clients, rngs, progress); without it, strategies that are declared batchable are not tried on one.
         values: settings of the strategy, as an experiment file would give them.

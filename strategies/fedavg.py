@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 from fedvision import optimizers
 from fedvision.arrays import Named
 from fedvision.data import Examples
-from fedvision.optimizers import Optimizer
+from fedvision.optimizers import ClientOptimizer
 from fedvision.registry import strategies
 from fedvision.settings import Count
 from strategies.means import ArithmeticMean
@@ -31,7 +31,8 @@ class LocalStrategy(Strategy):
         steps: exactly so many optimizer steps in a round, instead of ``epochs``.
         batch_size: examples a step; the last batch of an epoch may be smaller.
         shuffle: whether each epoch visits the examples in a new order.
-        client_optimizer: any torch optimizer; it starts afresh in every round.
+        client_optimizer: any torch optimizer, with a ``schedule`` of its rate over the whole training if given; it starts
+            afresh in every round, unless ``keep = true`` has each client remember its own.
     """
 
     weight_by: Literal["clients", "examples"] = "examples"
@@ -39,10 +40,10 @@ class LocalStrategy(Strategy):
     steps: Count | None = None
     batch_size: Count = 32
     shuffle: bool = True
-    client_optimizer: Optimizer = field(default_factory=sgd)
+    client_optimizer: ClientOptimizer = field(default_factory=sgd)
 
     def __post_init__(self) -> None:
-        optimizers.checked(self.client_optimizer)
+        optimizers.checked_for_clients(self.client_optimizer)
 
     def local_batches(self, silo: Silo) -> Iterator[Examples]:
         """The batches of one round of local training."""

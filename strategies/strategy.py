@@ -50,7 +50,7 @@ class Silo(Protocol):
         """A copy of all of the model's shared arrays: parameters and buffers."""
 
     def buffers(self) -> dict[str, Tensor]:
-        """A copy of the model's buffers, such as BatchNorm's running statistics."""
+        """A copy of the model's shared arrays that are not trained, such as BatchNorm's running statistics."""
 
     def loss(self, model: Callable[..., Any], batch: Examples) -> Tensor:
         """The learner's mean loss on a batch; ``model`` may be the silo's, or anything that is called like it."""

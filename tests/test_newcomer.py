@@ -9,8 +9,8 @@ import strategies as package
 from benchmarks.bench import bench
 from benchmarks.report import Rounds, blocks
 from benchmarks.suite import Suite
-from clients.silo import Silo
 from fedvision import registry
+from fedvision.silo import Silo
 from strategies.check import check_strategy
 
 

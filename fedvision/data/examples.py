@@ -17,7 +17,8 @@ class Examples:
     """A set of examples, or a batch of them: one tensor a field, example i at index i of each.
 
     Attributes:
-        fields: ``image`` float [n, ...], ``label`` int64 [n], ``environment`` int64 [n] where known, ...
+        fields: ``image`` float [n, ...] or uint8 [n, ...], which stand for value / 255; ``label`` int64 [n], -1 where it is
+            not known; ``environment`` int64 [n] where known; ...
 
     Example:
         >>> batch = Examples({"image": torch.zeros(3, 1, 8, 8), "label": torch.tensor([0, 1, 1])})
@@ -50,14 +51,25 @@ class Examples:
         """The same examples on ``device``; themselves if they are there."""
         return Examples({name: values.to(device) for name, values in self.fields.items()})
 
+    def decoded(self) -> "Examples":
+        """The same examples with images as float32 in [0, 1], if they are stored as bytes."""
+        if self.image.dtype != torch.uint8:
+            return self
+        return Examples({**self.fields, IMAGE: self.image.to(torch.float32) / 255})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the examples are."""
+        return self.image.device
+
     @property
     def image(self) -> Tensor:
-        """Inputs, float [n, ...]."""
+        """Inputs, float or uint8 [n, ...]."""
         return self.fields[IMAGE]
 
     @property
     def label(self) -> Tensor:
-        """Class indices, int64 [n]."""
+        """Class indices, int64 [n]; -1 where the class is not known."""
         return self.fields[LABEL]
 
 

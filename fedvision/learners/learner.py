@@ -1,9 +1,10 @@
 """The contract of a learner: what one client learns."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from fnmatch import fnmatchcase
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from fedvision.data.examples import Examples
 from fedvision.data.federated import Spec
 from fedvision.metrics import Metrics
+
+Holding = Literal["shared", "private", "constant"]
+"""What a federation does with an array of a model: it travels and is averaged, it stays in the silo, or it never changes."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,21 @@ class Loss:
 
     total: Tensor
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that the optimizer treats alike.
+
+    Attributes:
+        names: theirs, in ``model.named_parameters()``.
+        lr_factor: times the optimizer's learning rate.
+        decayed: whether the optimizer's weight decay applies to them.
+    """
+
+    names: Sequence[str]
+    lr_factor: float = 1.0
+    decayed: bool = True
 
 
 Method = TypeVar("Method", bound=Callable[..., Loss])
@@ -49,11 +68,22 @@ class Learner(ABC):
 
     A subclass is a frozen dataclass whose fields are its settings in the experiment file.
     ``fedvision.learners.check.check_learner`` is the test suite that every learner passes.
+
+    Attributes:
+        private: patterns such as ``"*.norm*"`` of the model's arrays that stay in the silo, besides those that the
+            learner keeps there anyway.
     """
+
+    private: tuple[str, ...] = ()
+
+    # ---- what every learner says ---------------------------------------------------------------------------------
 
     @abstractmethod
     def build(self, spec: Spec, rng: torch.Generator) -> nn.Module:
-        """A freshly initialized model for data of this shape; the same generator state gives the same weights."""
+        """A freshly initialized model for data of this shape; the same generator state gives the same weights.
+
+        Everything that training remembers is in its state dict: moving averages, queues, augmentation policies.
+        """
 
     @abstractmethod
     def loss(self, model: Callable[..., Any], batch: Examples, progress: float, rng: torch.Generator) -> Loss:
@@ -61,7 +91,7 @@ class Learner(ABC):
 
         Args:
             model: from ``build``, or anything that is called like it (``torch.func.functional_call``).
-            batch: a non-empty batch, as ``train_view`` left it.
+            batch: a non-empty batch, as ``draw`` left it.
             progress: how much of the training is done, in [0, 1].
             rng: for whatever the loss draws.
         """
@@ -70,10 +100,56 @@ class Learner(ABC):
     def evaluate(self, model: nn.Module, batch: Examples) -> Metrics:
         """The metrics on a batch, which add up over batches; called without gradients, in evaluation mode."""
 
+    # ---- what some say too: batches --------------------------------------------------------------------------------
+
     def train_view(self, batch: Examples, rng: torch.Generator) -> Examples:
         """The batch as the loss sees it, augmented; by default as it is."""
         return batch
 
+    def order(self, examples: int, rng: torch.Generator) -> Tensor:
+        """In which order a pass over so many examples visits them; as many indices."""
+        return torch.randperm(examples, generator=rng)
+
+    def draw(self, model: nn.Module, train: Examples, index: slice | Tensor, rng: torch.Generator) -> Examples:
+        """The batch of a step, given whose turn it is; by default the training view of these.
+
+        Args:
+            model: as it is before the step; for what the views depend on. Not to be changed.
+            train: all of the client's training examples.
+            index: of those whose turn it is.
+            rng: for whatever is drawn.
+        """
+        return self.train_view(train[index].decoded(), rng)
+
+    # ---- steps and state -------------------------------------------------------------------------------------------
+
+    def groups(self, model: nn.Module) -> Sequence[Group]:
+        """The parameter groups of the optimizer; empty if it treats all alike."""
+        return ()
+
+    def follow(self, model: nn.Module, batch: Examples, progress: float) -> None:  # noqa: B027
+        """What follows a step: moving averages, queues, policies, updated in place; called without gradients."""
+
+    def holding(self, name: str) -> Holding:
+        """What a federation does with the array of this name in the model's state dict; see ``private``."""
+        return "private" if any(fnmatchcase(name, pattern) for pattern in self.private) else "shared"
+
+    def begin(self, model: nn.Module) -> None:  # noqa: B027
+        """Set what a silo keeps by what it has just been sent, where it keeps nothing yet; called without gradients.
+
+        The private arrays are then the initial model's: a moving average, for one, must begin at the weights it follows.
+        """
+
     def head(self, model: nn.Module) -> nn.Module | None:
         """The classifier head within ``model``, for strategies that look at it; None if there is none."""
         return None
+
+
+def composes_its_batches(learner: Learner) -> bool:
+    """Whether a learner's batches are more than training views of the examples whose turn it is, in random order."""
+    return type(learner).draw is not Learner.draw or type(learner).order is not Learner.order
+
+
+def follows_its_steps(learner: Learner) -> bool:
+    """Whether something of a learner follows each step."""
+    return type(learner).follow is not Learner.follow

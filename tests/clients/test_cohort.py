@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from clients.app import app as client_app
 from clients.batching import check_batchable
 from clients.cohort import Cohort
-from clients.silo import Silo
 from fedvision.arrays import metrics_of, pack, unpack
 from fedvision.assembly import Assembly, installed
 from fedvision.data import Examples, FederatedData, Spec
 from fedvision.data.federated import Silos
 from fedvision.errors import EngineError
 from fedvision.grids.in_process import InProcessGrid
+from fedvision.holdings import Holdings
 from fedvision.learners.classifier import Classifier, cross_entropy
 from fedvision.learners.learner import Learner, Loss, mean_over_examples
 from fedvision.models import MLP
 from fedvision.seeds import generator
+from fedvision.silo import Silo
 from strategies.fedavg import FedAvg
 from strategies.fedopt import FedAdam
 from strategies.fedprox import FedProx
@@ -56,7 +57,7 @@ class Pair:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", self.learner.build(self.spec, generator(0)))
-        object.__setattr__(self, "arrays", {name: tensor.clone() for name, tensor in self.model.state_dict().items()})
+        object.__setattr__(self, "arrays", dict(Holdings.of(self.learner, self.model).shared))
         object.__setattr__(self, "trains", [examples(self.spec, n, i) for i, n in enumerate(self.sizes)])
 
     def alone(self, client: int) -> Silo:

@@ -4,7 +4,7 @@ import torch
 from fedvision.assembly import Assembly, assembly_of, installed
 from fedvision.data import Examples, Spec
 from fedvision.errors import ExperimentError
-from fedvision.evaluation import BATCH, evaluate, load
+from fedvision.evaluation import BATCH, evaluate
 from fedvision.learners.classifier import Classifier
 from fedvision.models import MLP
 from fedvision.seeds import generator
@@ -60,15 +60,6 @@ def test_an_installed_assembly_is_used_within_its_block_only(experiment, federat
 def test_a_device_that_is_not_there_is_refused_first(experiment, federated, device):
     with pytest.raises(ExperimentError, match=rf"engine.device = '{device}' cannot be used .*fedvision doctor"):
         Assembly.of(experiment(engine={"name": "in-process", "device": device}), federated)
-
-
-def test_loading_copies_every_array():
-    model = MLP((3,), (2,), 1)
-    arrays = {name: torch.full_like(tensor, 0.5) for name, tensor in model.state_dict().items()}
-    load(model, arrays)
-    arrays["hidden1.weight"].zero_()
-    assert all(param.eq(0.5).all() for param in model.parameters())
-    assert all(param.requires_grad for param in model.parameters())
 
 
 def test_evaluation_in_batches_is_that_of_the_whole():

@@ -1,8 +1,12 @@
+import math
+
 import pytest
 import torch
+from flwr.app import RecordDict
 
 from fedvision import optimizers
 from fedvision.errors import ExperimentError
+from fedvision.learners.learner import Group
 
 NAMES = sorted(set(optimizers._known()))
 
@@ -54,3 +58,72 @@ def test_a_wrong_table_is_refused_before_anything_starts(table, message):
     with pytest.raises(ExperimentError) as caught:
         optimizers.checked(table)
     assert message in str(caught.value)
+
+
+def moved(table, groups=(), state=None, steps=3):
+    """Two parameters after steps along a gradient of ones, at progress 0, 1/steps, ..."""
+    params = {name: torch.zeros(2, requires_grad=True) for name in ("weight", "bias")}
+    step = optimizers.Stepper(table, params, groups, state)
+    for number in range(steps):
+        step([torch.ones(2), torch.ones(2)], number / steps)
+    step.end()
+    return {name: param[0].item() for name, param in params.items()}
+
+
+def test_groups_have_rates_and_weight_decay_of_their_own():
+    groups = [Group(["bias"], lr_factor=10.0, decayed=False)]
+    for table in ({"name": "SGD", "lr": 0.1}, {"name": "SGD", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.5}):
+        weight, plain = 0.0, 0.0
+        for _ in range(3):
+            weight -= 0.1 * (1 + table.get("weight_decay", 0.0) * weight)
+            plain -= 1.0
+        assert moved(table, groups) == pytest.approx({"weight": weight, "bias": plain})
+
+
+def test_a_schedule_multiplies_the_rate_of_every_group():
+    table = {"name": "SGD", "lr": 0.1, "schedule": {"name": "gamma-cosine", "gamma": 1.0}}
+    sum_of_factors = sum(math.cos(math.pi / 2 * number / 3) for number in range(3))
+    assert moved(table)["weight"] == pytest.approx(-0.1 * sum_of_factors)
+    grouped = moved({**table, "momentum": 0.0}, [Group(["bias"], lr_factor=2.0)])
+    assert grouped == pytest.approx({"weight": -0.1 * sum_of_factors, "bias": -0.2 * sum_of_factors})
+
+
+@pytest.mark.parametrize("table", [{"name": "SGD", "lr": 0.1, "momentum": 0.9}, {"name": "AdamW", "lr": 0.1}])
+def test_a_kept_memory_is_gone_on_with_and_another_starts_afresh(table):
+    params = {"weight": torch.zeros(2, requires_grad=True)}
+    through = optimizers.build(table, params.values())
+    state = RecordDict()
+    halves = {"weight": torch.zeros(2, requires_grad=True)}
+    for _ in range(2):
+        step = optimizers.Stepper({**table, "keep": True}, halves, state=state)
+        for _ in range(3):
+            gradient = torch.tensor([1.0, -2.0])
+            params["weight"].grad = gradient
+            through.step()
+            step([gradient])
+        step.end()
+    assert torch.equal(params["weight"], halves["weight"]) and optimizers.MEMORY in state
+    untouched = RecordDict()
+    moved(table, state=untouched)
+    assert not untouched
+
+
+def test_a_memory_that_is_no_numbers_cannot_be_kept():
+    class Odd:
+        def state_dict(self):
+            return {"state": {0: {"history": [1, 2]}}}
+
+    with pytest.raises(ExperimentError, match=r"the memory of Odd holds a list \(history\) and cannot be kept; set keep = false"):
+        optimizers._memory(Odd())
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"name": "SGD", "schedule": {"name": "cosine"}}, "unknown schedule 'cosine'"),
+        ({"name": "SGD", "keep": "yes"}, "keep = 'yes': expected true or false"),
+    ],
+)
+def test_a_clients_table_is_checked(table, message):
+    with pytest.raises(ExperimentError, match=message):
+        optimizers.checked_for_clients(table)

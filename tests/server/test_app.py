@@ -76,7 +76,7 @@ def test_what_clients_kept_in_a_run_of_flowers_is_missed(here):
     [path] = (here / "runs").iterdir()
     folder = RunFolder(path)
     checkpoint = Checkpoint.load(folder.checkpoint)
-    replace(checkpoint, round=1, clients={}).save(folder.checkpoint)  # as a grid of Flower's would have it
+    replace(checkpoint, round=1, clients=None).save(folder.checkpoint)  # as a grid of Flower's would have it
     with pytest.raises(RunError, match="was lost with Flower's run; start again in another folder"):
         as_flower_starts_it(88_008, "strategy.name=scaffold")
 

@@ -7,11 +7,11 @@ import torch
 from flwr.app import ConfigRecord, Context, Message
 from torch import nn
 
-from clients.silo import Silo
 from fedvision.arrays import pack, unpack
 from fedvision.data import Examples
 from fedvision.grids.in_process import InProcessGrid
 from fedvision.learners.learner import Learner
+from fedvision.silo import Silo
 from strategies.strategy import Strategy, reply
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from clients.cohort import Cohort
-from clients.silo import Silo
 from fedvision.arrays import TensorArray, pack, unpack
 from fedvision.registry import strategies
+from fedvision.silo import Silo
 from server.checkpoint import Checkpoint
 from strategies.check import CHECKS, FAULTS, Case, check_strategy
 from strategies.fedavg import FedAvg

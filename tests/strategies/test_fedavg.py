@@ -5,11 +5,11 @@ import torch
 from flwr.app import RecordDict
 from torch import nn
 
-from clients.silo import Silo
 from fedvision.data import Examples, Spec
 from fedvision.errors import ExperimentError
 from fedvision.learners.classifier import Classifier
 from fedvision.seeds import generator
+from fedvision.silo import Silo
 from strategies.fedavg import FedAvg
 from strategies.fedsgd import FedSGD
 

@@ -9,12 +9,12 @@ from flwr.app import ConfigRecord, RecordDict
 from torch import nn
 from torch.nn import functional as F
 
-from clients.silo import Silo
 from fedvision.arrays import pack, unpack
 from fedvision.data import Examples
 from fedvision.learners.classifier import Classifier
 from fedvision.models import CNN, MLP
 from fedvision.seeds import generator
+from fedvision.silo import Silo
 from strategies.fedavg import FedAvg
 from strategies.fedcurv import FedCurv, fisher, penalty
 

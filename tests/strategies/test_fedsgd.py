@@ -5,11 +5,11 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from torch.nn import functional as F
 
 from benchmarks import run
-from clients.silo import Silo
 from fedvision.arrays import pack, unpack
 from fedvision.data import Examples, FederatedData, Spec
 from fedvision.learners.classifier import Classifier
 from fedvision.seeds import generator
+from fedvision.silo import Silo
 from strategies.fedsgd import FedSGD
 
 PLAIN = {"name": "SGD", "lr": 1.0}

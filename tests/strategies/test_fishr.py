@@ -11,7 +11,6 @@ from flwr.app import ConfigRecord, RecordDict
 from torch import nn
 from torch.nn import functional as F
 
-from clients.silo import Silo
 from fedvision.arrays import nbytes, pack
 from fedvision.data import Examples
 from fedvision.errors import AggregationError
@@ -20,6 +19,7 @@ from fedvision.learners.learner import Learner
 from fedvision.models import MLP
 from fedvision.registry import strategies
 from fedvision.seeds import generator
+from fedvision.silo import Silo
 from strategies.fedsgd import FedSGD
 from strategies.fishr import Fishr, FishrInterGeo, FishrIntraArith, FishrIntraGeo
 from strategies.geometric import Geometric

@@ -1,5 +1,6 @@
-"""One client at work: gradients, local steps, evaluation, on the process's one model."""
+"""A learner at work on the examples of one place: gradients and local steps, on the process's one model."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, repeat
 from typing import Any
@@ -8,11 +9,11 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor, nn
 
-from fedvision import optimizers
 from fedvision.arrays import Named
 from fedvision.data import Examples
-from fedvision.evaluation import load
-from fedvision.learners.learner import Learner
+from fedvision.holdings import Holdings
+from fedvision.learners.learner import Learner, follows_its_steps
+from fedvision.optimizers import Stepper
 
 
 class Silo:
@@ -28,6 +29,9 @@ class Silo:
         state: what the client keeps between rounds.
         rng: all randomness of this answer.
         progress: how much of the training is done, in [0, 1].
+        span: how much of the training this answer is; ``progress`` moves on by so much over the batches of ``batches``.
+        holdings: which of the model's arrays the client keeps to itself; as the learner says, beginning with those
+            that the model holds now, if not given.
 
     Attributes:
         work: how many examples have been asked for in batches, one that was asked for twice counting twice.
@@ -42,28 +46,36 @@ class Silo:
         state: RecordDict | None = None,
         rng: torch.Generator | None = None,
         progress: float = 0.0,
+        span: float = 0.0,
+        holdings: Holdings | None = None,
     ) -> None:
         self.learner, self.model, self.train, self.progress = learner, model, train, progress
         self.state = RecordDict() if state is None else state
         self.rng = torch.Generator().manual_seed(0) if rng is None else rng
         self.work = 0
         self._parts = Tally()
-        self._held = load(model, arrays)
+        self._begun, self._span = progress, span
+        self._holdings = Holdings.of(learner, model) if holdings is None else holdings
+        self._shared = self._holdings.load(model, arrays, self.state)
         model.train()
 
     @property
     def params(self) -> dict[str, Tensor]:
-        """The model's trainable parameters by name, as they are in the model."""
-        return {name: param for name, param in self.model.named_parameters() if param.requires_grad}
+        """The model's trainable parameters that are shared, by name, as they are in the model."""
+        return {name: param for name, param in self._trained.items() if name in self._shared}
 
     def arrays(self) -> dict[str, Tensor]:
-        """A copy of all of the model's arrays: parameters and buffers."""
-        return {name: _copy(tensor) for name, tensor in self._held.items()}
+        """A copy of all of the model's shared arrays: parameters and buffers."""
+        return {name: _copy(tensor) for name, tensor in self._shared.items()}
 
     def buffers(self) -> dict[str, Tensor]:
-        """A copy of the model's persistent buffers, such as BatchNorm's running statistics."""
-        params = {name for name, _ in self.model.named_parameters()}
-        return {name: _copy(tensor) for name, tensor in self._held.items() if name not in params}
+        """A copy of the model's shared arrays that are not trained, such as BatchNorm's running statistics."""
+        trained = set(self.params)
+        return {name: _copy(tensor) for name, tensor in self._shared.items() if name not in trained}
+
+    def keep(self) -> None:
+        """Remember in ``state`` what of the model stays here."""
+        self._holdings.keep(self.model, self.state)
 
     def loss(self, model: Callable[..., Any], batch: Examples) -> Tensor:
         """The learner's mean loss on a batch; ``model`` may be the silo's, or anything that is called like it."""
@@ -78,14 +90,18 @@ class Silo:
             epochs: how many passes.
             steps: exactly so many batches, instead of ``epochs``.
         """
-        device = self.train.image.device
-        for index in visits(len(self.train), size, shuffle, epochs, steps, self.rng, device):
-            batch = self.train[index]
+        total = steps or epochs * math.ceil(len(self.train) / size)
+        for step, index in enumerate(visits(self.learner, len(self.train), size, shuffle, epochs, steps, self.rng, self.train.device)):
+            self.progress = self._begun + self._span * step / total
+            batch = self.learner.draw(self.model, self.train, index, self.rng)
             self.work += len(batch)
-            yield self.learner.train_view(batch, self.rng)
+            yield batch
 
     def gradient(self, batches: Iterable[Examples]) -> tuple[float, dict[str, Tensor]]:
-        """Mean loss over the examples of all batches, and its gradient by parameter name."""
+        """Mean loss over the examples of all batches, and its gradient by parameter name.
+
+        What follows a step follows here too, once: to a server that takes the step, this answer is one.
+        """
         params, losses = self.params, Tally()
         sums: list[Tensor] | None = None
         for batch in batches:
@@ -96,20 +112,40 @@ class Silo:
                 torch._foreach_add_(sums, gradients, alpha=len(batch))
         assert sums is not None, "a client holds at least one example"
         torch._foreach_div_(sums, losses.examples)
+        self._follow(batch)
         return losses.means()["loss"], dict(zip(params, sums, strict=True))
 
     def descend(self, batches: Iterable[Examples], optimizer: dict[str, Any], penalty: Callable[[], Tensor] | None = None) -> float:
-        """One optimizer step a batch, in place; the mean loss per example seen on the way, without the penalty."""
-        params, losses = list(self.params.values()), Tally()
-        step = optimizers.stepper(optimizer, params)
+        """One optimizer step a batch, in place; the mean loss per example seen on the way, without the penalty.
+
+        Args:
+            batches: from ``batches``.
+            optimizer: a table, ``fedvision.optimizers.ClientOptimizer``; where it says so, its memory is kept in ``state``.
+            penalty: is added to the loss.
+        """
+        trained, losses = self._trained, Tally()
+        params = list(trained.values())
+        step = Stepper(optimizer, trained, self.learner.groups(self.model), self.state)
         for batch in batches:
             loss = self._seen(batch, losses)
-            step(torch.autograd.grad(loss if penalty is None else loss + penalty(), params, allow_unused=True))
+            step(torch.autograd.grad(loss if penalty is None else loss + penalty(), params, allow_unused=True), self.progress)
+            self._follow(batch)
+        step.end()
         return losses.means().get("loss", 0.0)
 
     def loss_parts(self) -> dict[str, float]:
         """The named parts of the loss, each a mean per example over the batches trained on."""
         return self._parts.means()
+
+    @property
+    def _trained(self) -> dict[str, Tensor]:
+        """All of the model's trainable parameters, also those that stay here."""
+        return {name: param for name, param in self.model.named_parameters() if param.requires_grad}
+
+    @torch.no_grad()
+    def _follow(self, batch: Examples) -> None:
+        if follows_its_steps(self.learner):
+            self.learner.follow(self.model, batch, self.progress)
 
     def _seen(self, batch: Examples, losses: "Tally") -> Tensor:
         """The loss on a batch of training; it is counted among ``losses``, and its parts are remembered."""
@@ -120,22 +156,32 @@ class Silo:
 
 
 def visits(
-    examples: int, size: int, shuffle: bool, epochs: int, steps: int | None, rng: torch.Generator, device: torch.device | None = None
+    learner: Learner,
+    examples: int,
+    size: int,
+    shuffle: bool,
+    epochs: int,
+    steps: int | None,
+    rng: torch.Generator,
+    device: torch.device | None = None,
 ) -> Iterator[slice | Tensor]:
     """Where the examples of each batch are; an order is drawn when the first batch of its pass is asked for.
 
     Args:
+        learner: says in which order, where they are shuffled.
         examples: how many there are.
         size, shuffle, epochs, steps: as ``Silo.batches`` has them.
         rng: what orders are drawn from.
         device: where indices are needed.
     """
     passes = repeat(None) if steps else repeat(None, epochs)
-    return islice(chain.from_iterable(_visit(examples, size, shuffle, rng, device) for _ in passes), steps)
+    return islice(chain.from_iterable(_visit(learner, examples, size, shuffle, rng, device) for _ in passes), steps)
 
 
-def _visit(examples: int, size: int, shuffle: bool, rng: torch.Generator, device: torch.device | None) -> Iterator[slice | Tensor]:
-    order = torch.randperm(examples, generator=rng).to(device) if shuffle else None
+def _visit(
+    learner: Learner, examples: int, size: int, shuffle: bool, rng: torch.Generator, device: torch.device | None
+) -> Iterator[slice | Tensor]:
+    order = learner.order(examples, rng).to(device) if shuffle else None
     for start in range(0, examples, size):
         here = slice(start, min(start + size, examples))
         yield here if order is None else order[here]
