@@ -9,7 +9,16 @@ from torch import Tensor
 from fedvision.errors import DataError
 
 IMAGE, LABEL, ENVIRONMENT = "image", "label", "environment"
-"""The field names that every data set shares; others (caption, depth, ...) are named by their data set."""
+"""The field names that every data set shares: float [n, ...] or uint8 [n, ...] standing for value / 255; class index, int64 [n],
+-1 where unlabeled; number of the domain, int64 [n]."""
+
+CAPTION, DEPTH, SEMSEG, LABELS, OBJECTS = "caption", "depth", "semseg", "labels", "objects"
+"""Of the sets that have them: UTF-8 bytes [n, wordings, length], padded with zeros (``fedvision.data.texts``); meters, float32
+[n, 1, h, w], > 0, larger is farther; class ids, uint8 [n, h, w], ``IGNORED`` where unknown; all classes to be seen, uint8
+[n, classes] of 0 and 1; what is where, float32 [n, 4, columns] (``fedvision.data.scenes``)."""
+
+IGNORED = 255
+"""The id in a semantic map of pixels that count for nothing."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,7 @@ class Examples:
     """A set of examples, or a batch of them: one tensor a field, example i at index i of each.
 
     Attributes:
-        fields: ``image`` float [n, ...], ``label`` int64 [n], ``environment`` int64 [n] where known, ...
+        fields: ``image`` float or uint8 [n, ...], ``label`` int64 [n], ``environment`` int64 [n] where known, ...
 
     Example:
         >>> batch = Examples({"image": torch.zeros(3, 1, 8, 8), "label": torch.tensor([0, 1, 1])})
@@ -52,7 +61,7 @@ class Examples:
 
     @property
     def image(self) -> Tensor:
-        """Inputs, float [n, ...]."""
+        """Inputs, float or uint8 [n, ...]."""
         return self.fields[IMAGE]
 
     @property
