@@ -9,13 +9,13 @@ from torch import Tensor
 from fedvision.errors import DataError
 
 IMAGE, LABEL, ENVIRONMENT = "image", "label", "environment"
-"""The field names that every data set shares: float [n, ...] or uint8 [n, ...] standing for value / 255; class index, int64 [n],
--1 where unlabeled; number of the domain, int64 [n]."""
+"""The field names that every data set shares: inputs, float [n, ...], or uint8 [n, ...] that stand for value / 255; the class index,
+int64 [n], -1 where unlabeled; the number of the domain, int64 [n]."""
 
 CAPTION, DEPTH, SEMSEG, LABELS, OBJECTS = "caption", "depth", "semseg", "labels", "objects"
-"""Of the sets that have them: UTF-8 bytes [n, wordings, length], padded with zeros (``fedvision.data.texts``); meters, float32
-[n, 1, h, w], > 0, larger is farther; class ids, uint8 [n, h, w], ``IGNORED`` where unknown; all classes to be seen, uint8
-[n, classes] of 0 and 1; what is where, float32 [n, 4, columns] (``fedvision.data.scenes``)."""
+"""The field names of sets that have more: texts in several wordings, uint8 [n, wordings, length] (``fedvision.data.texts``); meters,
+float32 [n, 1, h, w], larger is farther, 0 where nothing was measured; class ids, uint8 [n, h, w], ``IGNORED`` where none is known;
+all classes to be seen, uint8 [n, classes] of 0 and 1; what is where, float32 [n, 4, columns] (``fedvision.data.scenes``)."""
 
 IGNORED = 255
 """The id in a semantic map of pixels that count for nothing."""
