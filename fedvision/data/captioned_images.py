@@ -40,7 +40,7 @@ def captions(
     wordings: Count = 5,
     rng: np.random.Generator,
 ) -> Pool:
-    """Your pictures with captions, from JSON as of COCO (``images`` and ``annotations``) or of Karpathy's splits (Flickr30k, COCO).
+    """Your pictures with captions, from JSON as COCO's or as Karpathy's splits of Flickr30k and COCO.
 
     Fields: ``image``; ``caption`` uint8 [n, wordings, length] (``fedvision.data.texts``), empty where a picture has fewer; ``label`` is -1.
     The test set is that of ``test_annotations``, else the pictures of the splits ``val`` and ``test``, else a random share.

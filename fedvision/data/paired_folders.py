@@ -28,11 +28,11 @@ def paired_folders(
     test_fraction: Fraction = 0.2,
     rng: np.random.Generator,
 ) -> Pool:
-    """Your pictures with depth and semantic maps: ``root/rgb``, ``root/depth`` and ``root/semseg`` hold files of the same names.
+    """Your pictures with depth and semantic maps, files of the same names in a folder for each.
 
-    Either ``root/train/rgb/...`` and ``root/test/rgb/...``, or ``root/rgb/...``, of which a random share is the test set. Names agree
-    without their endings. Fields: ``image``; ``depth`` float32 [n, 1, size, size] in meters; ``semseg`` uint8 [n, size, size], 255: to be
-    ignored; ``label`` is -1.
+    They are ``root/rgb``, ``root/depth`` and ``root/semseg``, of which a random share is the test set, or all three in ``root/train`` and
+    in ``root/test``. Names agree without their endings. Fields: ``image``; ``depth`` float32 [n, 1, size, size] in meters; ``semseg`` uint8
+    [n, size, size], 255: to be ignored; ``label`` is -1.
 
     Args:
         root: the folder.

@@ -87,7 +87,7 @@ def styles(seed: int, domains: int, shift: Collection[str], strength: float) -> 
         backdrop_hue=360 * backdrop,
         backdrop_spread=np.full(domains, 180 - 165 * palette),
         backdrop_value=0.58 + 0.2 * palette * (2 * brightness - 1),
-        blur=0.032 * blur * sharpness,
+        blur=0.025 * blur * sharpness,
         rotation=np.pi / 2 * rotation * (2 * turn - 1),
         dialect=_order(rng, DIALECTS)[np.arange(domains) % DIALECTS] * ("wording" in shift),
         wording=np.full(domains, float(wording)),
