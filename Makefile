@@ -35,6 +35,7 @@ speed: setup ## measure our engines against a plain PyTorch loop and Flower's si
 	$(BIN)/python -m benchmarks.speed
 
 docs: setup ## make the tables and pictures of docs/ anew (about half an hour)
+	$(BIN)/python -m benchmarks.figures_scenes
 	$(BIN)/fedvision bench fedilc --out docs/results/fedilc
 
 clean: ## remove what the tools cached; runs/ and bench/ stay

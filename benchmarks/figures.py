@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fedvision.data import FederatedData
+from fedvision.data.card import class_counts
 from server.folder import RunFolder, write_atomically
 from server.record import read_rows
 from server.rounds import complete
@@ -51,18 +52,20 @@ def curves(rounds: pd.DataFrame) -> "Figure":
     return figure
 
 
-def partition(data: FederatedData) -> "Figure":
-    """Examples of each class that each client holds, as stacked bars."""
+def partition(data: FederatedData) -> "Figure | None":
+    """Examples of each class that each client holds, as stacked bars; None if no example is labeled."""
     from matplotlib import colormaps
 
     shown = min(data.num_clients, MOST_CLIENTS)
-    counts = np.stack([np.bincount(data.train[client].label.cpu().numpy(), minlength=data.classes) for client in range(shown)])
+    counts = class_counts(data.train, data.classes)
+    if not counts.any():
+        return None
     figure, (axes,) = _panels(1, width=min(4.0 + 0.25 * shown, 12.0))
     left = np.zeros(shown)
     palette = colormaps["tab20" if data.classes > 10 else "tab10"]
     for label in range(data.classes):
-        axes.bar(range(shown), counts[:, label], bottom=left, color=palette(label % palette.N), label=f"class {label}", width=0.8)
-        left += counts[:, label]
+        axes.bar(range(shown), counts[:shown, label], bottom=left, color=palette(label % palette.N), label=f"class {label}", width=0.8)
+        left += counts[:shown, label]
     more = f" (the first {shown} of {data.num_clients})" if shown < data.num_clients else ""
     axes.set(xlabel=f"client{more}", ylabel="training examples", title=f"Partition of {data.name}")
     axes.margins(x=0.02)

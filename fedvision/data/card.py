@@ -17,7 +17,8 @@ class Card:
         name: of the data set.
         train: training examples per client, int64 [clients].
         validation: validation examples per client, int64 [clients]; zeros if clients keep none.
-        counts: training examples of each class, int64 [clients, classes]; no columns if the data have no labels.
+        counts: training examples of each class, int64 [clients, classes]; no columns if the data have no labels;
+            unlabeled ones (-1) count nowhere.
         total_variation: distance of each client's class frequencies p from those of all clients together q,
             TV(p, q) = 1/2 sum_c |p_c - q_c|, float64 [clients] in [0, 1].
         jensen_shannon: JS(p, q) = 1/2 KL(p || m) + 1/2 KL(q || m) with m = (p + q) / 2, in bits (logarithms to
@@ -63,18 +64,20 @@ def card(data: FederatedData) -> Card:
 def class_counts(silos: Silos, classes: int) -> np.ndarray:
     """Examples of each class that each client holds, int64 [clients, classes]; no columns if there are no labels.
 
+    Unlabeled examples, whose label is -1, count for no class.
+
     Raises:
-        DataError: a label outside 0..classes-1.
+        DataError: a label outside -1..classes-1.
     """
     if LABEL not in silos.examples:
         return np.zeros((len(silos), 0), dtype=np.int64)
     labels = silos.examples.label.cpu().numpy()
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+    if len(labels) and not -1 <= labels.min() <= labels.max() < classes:
         raise DataError(
-            f"labels run from {labels.min()} to {labels.max()}, the data set has {classes} classes; give labels 0..{classes - 1}"
+            f"labels run from {labels.min()} to {labels.max()}, the data set has {classes} classes; give labels 0..{classes - 1}, or -1"
         )
-    client = np.repeat(np.arange(len(silos)), silos.sizes)
-    return np.bincount(client * classes + labels, minlength=len(silos) * classes).reshape(len(silos), classes)
+    client, labeled = np.repeat(np.arange(len(silos)), silos.sizes), labels >= 0
+    return np.bincount((client * classes + labels)[labeled], minlength=len(silos) * classes).reshape(len(silos), classes)
 
 
 def frequencies(counts: np.ndarray) -> np.ndarray:

@@ -9,7 +9,16 @@ from torch import Tensor
 from fedvision.errors import DataError
 
 IMAGE, LABEL, ENVIRONMENT = "image", "label", "environment"
-"""The field names that every data set shares; others (caption, depth, ...) are named by their data set."""
+"""The field names that every data set shares: inputs, float [n, ...], or uint8 [n, ...] that stand for value / 255; the class index,
+int64 [n], -1 where unlabeled; the number of the domain, int64 [n]."""
+
+CAPTION, DEPTH, SEMSEG, LABELS, OBJECTS = "caption", "depth", "semseg", "labels", "objects"
+"""The field names of sets that have more: texts in several wordings, uint8 [n, wordings, length] (``fedvision.data.texts``); meters,
+float32 [n, 1, h, w], larger is farther, 0 where nothing was measured; class ids, uint8 [n, h, w], ``IGNORED`` where none is known;
+all classes to be seen, uint8 [n, classes] of 0 and 1; what is where, float32 [n, 4, columns] (``fedvision.data.scenes``)."""
+
+IGNORED = 255
+"""The id in a semantic map of pixels that count for nothing."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def color_mnist(
     from torchvision.datasets import MNIST
 
     files = {name.removesuffix(".gz"): None for name, _ in MNIST.resources}
-    with _from_files("MNIST", Path(root) / "MNIST" / "raw", files, download):
+    with from_files("MNIST", Path(root) / "MNIST" / "raw", files, download):
         mnist = MNIST(root, train=True, download=download)
     images = mnist.data[:, ::2, ::2].float() / 255
     return color_environments(
@@ -91,15 +91,22 @@ def rotated_cifar10(
     from torchvision.datasets import CIFAR10
 
     files = dict(CIFAR10.train_list + CIFAR10.test_list + [[CIFAR10.meta["filename"], CIFAR10.meta["md5"]]])
-    with _from_files("CIFAR-10", Path(root) / CIFAR10.base_folder, files, download):
+    with from_files("CIFAR-10", Path(root) / CIFAR10.base_folder, files, download):
         cifar = CIFAR10(root, train=True, download=download)
     images = torch.from_numpy(cifar.data[:, ::2, ::2]).permute(0, 3, 1, 2).float() / 255
     return rotated_environments(images, torch.tensor(cifar.targets), angles, test_angle, rng)
 
 
 @contextmanager
-def _from_files(name: str, folder: Path, files: Mapping[str, str | None], download: bool) -> Iterator[None]:
-    """Turns torchvision's failures into one message: which files are missing or broken, and how to mend it."""
+def from_files(name: str, folder: Path, files: Mapping[str, str | None], download: bool) -> Iterator[None]:
+    """Turns torchvision's failures into one message: which files are missing or broken, and how to mend it.
+
+    Args:
+        name: of the data set.
+        folder: where its files are.
+        files: their names in there, with their MD5 sums where these are known.
+        download: whether torchvision may fetch them.
+    """
     try:
         yield
     except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
