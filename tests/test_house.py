@@ -29,7 +29,7 @@ PYTHON_DRAWS = {
     "betavariate", "choice", "choices", "expovariate", "gauss", "getrandbits", "normalvariate", "randbytes", "randint", "random",
     "randrange", "sample", "seed", "setstate", "shuffle", "triangular", "uniform", "vonmisesvariate",
 }  # fmt: skip
-NUMPY_ALLOWED = {"Generator", "default_rng", "SeedSequence", "BitGenerator", "PCG64"}
+NUMPY_ALLOWED = {"Generator", "default_rng", "SeedSequence", "BitGenerator", "PCG64", "RandomState"}
 
 
 def calls(source: Path) -> list[tuple[ast.Call, str]]:
@@ -123,6 +123,7 @@ def test_nothing_draws_from_a_global_generator(source):
         ("np.random.rand(3)", True),
         ("np.random.seed(0)", True),
         ("np.random.default_rng(0)", False),
+        ("np.random.RandomState(1)", False),
         ("numpy.random.permutation(3)", True),
         ("rng.permutation(3)", False),
         ("rng.random(3)", False),
