@@ -25,9 +25,10 @@ from benchmarks.figures import COLORS, save
 from benchmarks.runs import Run, threads
 from benchmarks.speed.results import machine
 from fedvision.assembly import Assembly
+from fedvision.backbones import backbone, resolution
 from fedvision.errors import FedVisionError, RunError
 from fedvision.folding import folded
-from fedvision.seeds import generator, global_generators
+from fedvision.seeds import generator
 from server.folder import write_atomically
 
 if TYPE_CHECKING:
@@ -116,29 +117,14 @@ def of_run(path: Path) -> Backbone:
     return Backbone(path.name, network.eval().float().cpu(), spec.image_shape, float(known.iloc[-1]), f"run {path.name}")
 
 
-def of_timm(name: str, classes: int = 1000, resolution: int | None = None) -> Backbone:
+def of_timm(name: str, classes: int = 1000, side: int | None = None) -> Backbone:
     """A timm model with random weights, at its own resolution if none is given: how fast it is, not how accurate.
 
     Raises:
-        RunError: unknown name.
+        ExperimentError: unknown name, or a resolution that it cannot take.
     """
-    import timm
-
-    if not timm.is_model(name):
-        raise RunError(f"unknown timm model {name!r}; `timm.list_models()` lists them")
-    options: dict[str, Any] = {} if resolution is None or not _is_of_fixed_size(name) else {"img_size": resolution}
-    with global_generators(generator(0, "backbone")):
-        network = timm.create_model(name, num_classes=classes, **options).eval()
-    config: Any = timm.get_pretrained_cfg(name)
-    channels, side, _ = config.input_size
-    return Backbone(name, network, (channels, *(resolution or side,) * 2))
-
-
-def _is_of_fixed_size(name: str) -> bool:
-    import timm
-
-    config: Any = timm.get_pretrained_cfg(name)
-    return bool(config.fixed_input_size)
+    network = backbone(name, classes, 3, side, generator(0, "backbone")).eval()
+    return Backbone(name, network, (3, *(side or resolution(name),) * 2))
 
 
 def accuracies(path: Path) -> dict[str, float]:
@@ -296,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = options(arguments)
     how = How(chosen.batch, chosen.repeats, chosen.threads, chosen.dtype, chosen.device, not chosen.no_folding)
     known = accuracies(chosen.accuracies) if chosen.accuracies else {}
-    named = [of_timm(name.strip(), resolution=chosen.resolution) for name in chosen.models.split(",") if name.strip()]
+    named = [of_timm(name.strip(), side=chosen.resolution) for name in chosen.models.split(",") if name.strip()]
     backbones = [of_run(path) for path in chosen.runs] + [_with_accuracy(each, known, chosen.accuracies) for each in named]
     about = {**asdict(how), "load at the start": f"{getloadavg()[0]:.1f} of {cpu_count()} cores", **_computer(how.device)}
     rows = measured(backbones, how)

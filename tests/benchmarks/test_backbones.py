@@ -9,7 +9,7 @@ import torch
 from benchmarks.runs import run
 from benchmarks.speed import backbones
 from benchmarks.speed.backbones import Backbone, How, Row, accuracies, figure, frontier, markdown, measured, of_run, of_timm
-from fedvision.errors import RunError
+from fedvision.errors import ExperimentError, RunError
 from fedvision.seeds import generator
 
 ROW = Row("a", 0.5, "run a", 10, (3, 32, 32), 100.0, 90.0, 110.0)
@@ -35,13 +35,13 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 def test_a_timm_model_has_its_own_resolution_or_the_one_asked_for():
     assert of_timm("test_resnet").image_shape == (3, 160, 160)
-    smaller = of_timm("test_vit", resolution=64)
+    smaller = of_timm("test_vit", side=64)
     assert smaller.image_shape == (3, 64, 64) and smaller.accuracy is None
     assert smaller.network(torch.rand(1, 3, 64, 64, generator=generator(0))).shape == (1, 1000)
 
 
 def test_an_unknown_model_is_refused():
-    with pytest.raises(RunError, match="unknown timm model 'resnet1O'"):
+    with pytest.raises(ExperimentError, match="unknown timm model 'resnet1O'"):
         of_timm("resnet1O")
 
 

@@ -19,7 +19,7 @@ def test_a_teacher_has_the_weights_of_its_file(network, tmp_path):
     save_file(network.state_dict(), tmp_path / "it.safetensors")
     images = torch.rand(2, 1, 32, 32, generator=generator(0))
     for name in ("it.pth", "it.safetensors"):
-        teacher = published("test_resnet", 4, 1, tmp_path / name).eval()
+        teacher = published("test_resnet", 4, 1, checkpoint=tmp_path / name).eval()
         assert torch.equal(teacher(images), network(images))
 
 
@@ -28,7 +28,7 @@ def test_a_file_for_other_classes_is_refused(network, tmp_path):
     with pytest.raises(
         ExperimentError, match=r"as 'test_resnet' of 7 classes, does not fit ResNet: 2 of another shape: .*\[4.* instead of"
     ):
-        published("test_resnet", 7, 1, tmp_path / "it.safetensors")
+        published("test_resnet", 7, 1, checkpoint=tmp_path / "it.safetensors")
 
 
 def test_downloaded_weights_for_other_classes_are_refused():
