@@ -59,3 +59,22 @@ def python_generator(seed: int, *purpose: str | int) -> Iterator[None]:
         yield
     finally:
         random.setstate(before)
+
+
+@contextmanager
+def legacy_generators(seed: int) -> Iterator[None]:
+    """Lend a seed to code that only knows the global generators of Python and NumPy, and put both back afterwards.
+
+    For third-party augmentations (timm). NumPy's is seeded as ``numpy.random.seed`` does.
+
+    Args:
+        seed: in [0, 2**32).
+    """
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvision.seeds import derive, generator, global_generators, numpy_generator, python_generator
+from fedvision.seeds import derive, generator, global_generators, legacy_generators, numpy_generator, python_generator
 
 PURPOSES = st.lists(st.one_of(st.integers(0, 2**40), st.text(max_size=5)), max_size=4).map(tuple)
 
@@ -68,3 +68,14 @@ def test_lent_generators_are_put_back_after_an_error():
         raise KeyError
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1] == random.getstate()
+
+
+def test_lent_legacy_generators_repeat_and_are_put_back():
+    before = random.getstate(), np.random.get_state()
+    with legacy_generators(5):
+        first = random.random(), np.random.rand()
+    with legacy_generators(5):
+        second = random.random(), np.random.rand()
+    assert first == second and first[1] == np.random.RandomState(5).rand()
+    assert random.getstate() == before[0]
+    assert np.array_equal(np.random.get_state()[1], before[1][1]) and np.random.get_state()[2] == before[1][2]
