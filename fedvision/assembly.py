@@ -10,6 +10,7 @@ from torch import nn
 
 from fedvision.arrays import Named
 from fedvision.data import FederatedData
+from fedvision.data.examples import LABEL
 from fedvision.errors import ExperimentError
 from fedvision.experiment import Experiment, parse_overrides
 from fedvision.holdings import Holdings
@@ -50,6 +51,7 @@ class Assembly:
         device = _device(experiment.device)
         strategy, learner = experiment.build_strategy(), experiment.build_learner()
         data = experiment.load_data() if data is None else data
+        _check_labels(experiment, data, learner, strategy)
         model = _laid_out(learner.build(data.spec, generator(experiment.seed, "model")).to(device))
         holdings = Holdings.of(learner, model)
         if holdings.keeps_trained(model) and not hasattr(strategy, "client_optimizer"):
@@ -68,6 +70,18 @@ class Assembly:
         optimizer = getattr(self.strategy, "client_optimizer", {})
         strategy = getattr(self.strategy, "client_memory", False) or optimizer.get("keep", False)
         return bool(strategy or self.holdings.private)
+
+
+def _check_labels(experiment: Experiment, data: FederatedData, learner: Learner, strategy: Any) -> None:
+    """Refuse examples without labels where the learner needs them, and a server that should train and cannot."""
+    if LABEL in data.train.examples and not learner.learns_unlabeled:
+        missing = int((data.train.examples.label < 0).sum())
+        if missing:
+            fact = f"{missing} of {len(data.train.examples)} training examples have no label, which learner {experiment.learner.name} needs"
+            raise ExperimentError(f"{fact}; choose another, as doublematch, or leave them out with [labels] drop = true")
+    if data.server is not None and not hasattr(strategy, "trained"):
+        fact = f"strategy {experiment.strategy.name} has no local steps that the server could take on its own labels"
+        raise ExperimentError(f"{fact}; choose one that has, as fedavg")
 
 
 def _laid_out(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import tomli_w
 from fedvision import registry, seeds, settings
 from fedvision.behavior import Behavior
 from fedvision.data.federated import FederatedData
+from fedvision.data.labels import Labels
 from fedvision.data.pool import DEALT, Pool, deal
 from fedvision.errors import DataError, ExperimentError
 from fedvision.learners.learner import Learner
@@ -69,6 +70,10 @@ COMPONENTS = {
 }
 
 
+VALUES: Mapping[str, tuple[Callable[..., Any], str]] = {"behavior": (Behavior, "dropout = 0.1"), "labels": (Labels, "count = 40")}
+"""Tables that are values of their own: their class, and an example of a setting."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Which learner is trained on which partition with which strategy, over which grid.
@@ -89,6 +94,7 @@ class Experiment:
         threads: CPU threads per client; part of the experiment, since a sum's last bits depend on it.
         tensorboard: whether to write TensorBoard events.
         behavior: how slow and unreliable clients are, simulated; if not given, all answer at once.
+        labels: which training labels learners may see, for semi-supervised learning; all if not given.
     """
 
     name: str
@@ -105,6 +111,7 @@ class Experiment:
     threads: Count = 1
     tensorboard: bool = True
     behavior: Behavior | None = None
+    labels: Labels | None = None
 
     @classmethod
     def load(cls, experiment: "str | Path | Experiment", overrides: Mapping[str, Any] | None = None) -> "Experiment":
@@ -143,10 +150,9 @@ class Experiment:
             for key in tables:
                 if key not in known:
                     raise ExperimentError(f"{key}: no such key; {settings.nearest(key, sorted(known))}")
-            plain = {key: value for key, value in tables.items() if key not in (*COMPONENTS, "behavior")}
-            checked = settings.resolve(cls, plain, "experiment", without=frozenset((*COMPONENTS, "behavior")))
-            if "behavior" in tables:
-                checked["behavior"] = _behavior(tables["behavior"])
+            plain = {key: value for key, value in tables.items() if key not in (*COMPONENTS, *VALUES)}
+            checked = settings.resolve(cls, plain, "experiment", without=frozenset((*COMPONENTS, *VALUES)))
+            checked |= {key: _of_table(key, tables[key]) for key in VALUES if key in tables}
             missing = [key for key in ("data", "learner", "strategy") if key not in tables]
             if missing:
                 raise ExperimentError(f'[{missing[0]}] is missing; add a table such as [{missing[0]}] name = "..."')
@@ -165,7 +171,7 @@ class Experiment:
             value = getattr(self, f.name)
             if isinstance(value, Component):
                 value = {"name": value.name, **value.settings}
-            tables[f.name] = asdict(value) if isinstance(value, Behavior) else value
+            tables[f.name] = asdict(value) if isinstance(value, Behavior | Labels) else value
         plain = {key: value for key, value in tables.items() if not isinstance(value, dict)}
         return _table(plain | {key: value for key, value in tables.items() if isinstance(value, dict)})
 
@@ -200,10 +206,19 @@ class Experiment:
         if "rng" in settings.parameters(load):
             arguments["rng"] = seeds.numpy_generator(self.seed, "data")
         source = load(**arguments)
+        if not isinstance(source, Pool | FederatedData):
+            raise DataError(f"data set {self.data.name!r} returned {type(source).__name__}; return a Pool or FederatedData")
+        if self.labels is None:
+            return self._dealt(source)
+        if isinstance(source, Pool):
+            marked: Pool | FederatedData = replace(source, train=self.labels.marked(source.train))
+        else:
+            marked = replace(source, train=replace(source.train, examples=self.labels.marked(source.train.examples)))
+        return self.labels.hidden(self._dealt(marked))
+
+    def _dealt(self, source: Pool | FederatedData) -> FederatedData:
         if isinstance(source, FederatedData):
             return source
-        if not isinstance(source, Pool):
-            raise DataError(f"data set {self.data.name!r} returned {type(source).__name__}; return a Pool or FederatedData")
         partition = registry.partitions.find(self.partition.name)
         rng = seeds.numpy_generator(self.seed, "partition")
         return deal(self.data.name, source, partition, self.partition.settings, self.validation_fraction, rng)
@@ -290,10 +305,12 @@ def _toml_value(text: str, assignment: str) -> Any:
         raise ExperimentError(f"--set {assignment!r}: {text!r} is not a TOML value ({error}); quote text, as in 'key=\"a b\"'") from error
 
 
-def _behavior(table: Any) -> Behavior:
+def _of_table(key: str, table: Any) -> Any:
+    """The value that a table of plain settings describes."""
+    kind, such_as = VALUES[key]
     if not isinstance(table, Mapping):
-        raise ExperimentError(f"behavior: expected a table, as [behavior] dropout = 0.1; got {table!r}")
-    return Behavior(**settings.resolve(Behavior, table, "behavior"))
+        raise ExperimentError(f"{key}: expected a table, as [{key}] {such_as}; got {table!r}")
+    return kind(**settings.resolve(kind, table, key))
 
 
 def _build(target: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> Any:

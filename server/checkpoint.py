@@ -16,7 +16,7 @@ from fedvision.arrays import Named, array_records, pack, unpack
 from fedvision.errors import RunError
 from server.folder import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Checkpoint:
         arrays: the global model.
         strategy: the strategy's ``state()``.
         clients: what clients keep between rounds, by partition id; None where they keep it themselves.
+        server: what the server keeps for its own training.
     """
 
     round: int
@@ -36,6 +37,7 @@ class Checkpoint:
     arrays: Named
     strategy: Mapping[str, Any] = field(default_factory=dict)
     clients: Mapping[int, RecordDict] | None = None
+    server: RecordDict = field(default_factory=RecordDict)
 
     def save(self, path: Path) -> None:
         """Write atomically: a crash leaves the checkpoint that was there before."""
@@ -44,6 +46,7 @@ class Checkpoint:
             "arrays": dict(self.arrays),
             "strategy": dict(self.strategy),
             "clients": None if self.clients is None else {client: _tree_of(state) for client, state in self.clients.items()},
+            "server": _tree_of(self.server),
         }
         encoded = {name: encode(part, name, tensors) for name, part in tree.items()}
         header = {"format": FORMAT, "round": self.round, "identity": self.identity, "tree": encoded}
@@ -65,7 +68,7 @@ class Checkpoint:
             tree = {name: decode(part, tensors) for name, part in header["tree"].items()}
             kept = tree["clients"]
             clients = None if kept is None else {client: _record_of(state) for client, state in kept.items()}
-            return cls(header["round"], header["identity"], tree["arrays"], tree["strategy"], clients)
+            return cls(header["round"], header["identity"], tree["arrays"], tree["strategy"], clients, _record_of(tree["server"]))
         except (OSError, SafetensorError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise RunError(
                 f"{path}: not a readable checkpoint ({type(error).__name__}: {error}); "

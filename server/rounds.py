@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -15,6 +15,8 @@ from fedvision.assembly import Assembly
 from fedvision.errors import RunError, TooFewAnswersError
 from fedvision.evaluation import evaluate
 from fedvision.metrics import prefixed, spread
+from fedvision.seeds import generator, global_generators
+from fedvision.silo import Silo
 from server.checkpoint import Checkpoint, save_tensors
 from server.clock import ClockedGrid
 from server.folder import RunFolder
@@ -39,6 +41,7 @@ class Session:
         initial: weights to start from; the model's own initialization if None.
         resume: whether to go on from the folder's checkpoint, if there is one.
         on_round: told each row as it is recorded, also those of before a resumed run.
+        own: what the server keeps from round to round for training on its own examples, as a silo does.
     """
 
     assembly: Assembly
@@ -47,6 +50,7 @@ class Session:
     initial: Named | None = None
     resume: bool = False
     on_round: Callable[[Row], None] = lambda row: None
+    own: RecordDict = field(default_factory=RecordDict, init=False)
 
     def run(self, grid: Grid) -> None:
         """Run all rounds that are left and write the final model."""
@@ -76,6 +80,7 @@ class Session:
             if checkpoint.round > 0 and self.assembly.remembering and checkpoint.clients is None:
                 lost = f"what the clients of {self.folder.path} kept from round to round was lost with Flower's run"
                 raise RunError(f"{lost}; start again in another folder")
+            self.own.update(checkpoint.server)
             if checkpoint.clients is not None:
                 grid.load_client_states(checkpoint.clients)  # type: ignore[attr-defined]
             return checkpoint.round, pack(self._on_device(checkpoint.arrays))
@@ -107,10 +112,12 @@ class Session:
         if clock is not None:
             clock.reset()
         arrays, trained = self._trained(number, arrays, grid, clock)
+        arrays, learned = self._learned(number, arrays)
         due = number % experiment.evaluate_every == 0 or number == experiment.rounds
         row = {
             "round": number,
             **trained,
+            **learned,
             **(self._evaluation(number, arrays, grid, "validation") if due else {}),
             "clients": strategy.answered,
             "failures": len(strategy.failures),
@@ -134,6 +141,28 @@ class Session:
             strategy.answered = 0
             return arrays, {}
         return following, _numbers(metrics)
+
+    def _learned(self, number: int, arrays: ArrayRecord) -> tuple[ArrayRecord, dict[str, float]]:
+        """The model after the server has trained on its own labeled examples, if it has any, as a client would."""
+        assembly = self.assembly
+        if assembly.data.server is None:
+            return arrays, {}
+        rng, rounds = generator(assembly.experiment.seed, "server", number), assembly.experiment.rounds
+        with global_generators(rng):
+            silo = Silo(
+                assembly.learner,
+                assembly.model,
+                unpack(arrays),
+                assembly.data.server,
+                self.own,
+                rng,
+                (number - 1) / rounds,
+                1 / rounds,
+                assembly.holdings,
+            )
+            update = assembly.strategy.trained(silo)
+        silo.keep()
+        return pack({**unpack(arrays), **update.records["arrays"]}), {"server_loss": float(update.metrics["train_loss"])}
 
     def _initial_row(self, arrays: ArrayRecord, grid: Grid) -> Row:
         """Round 0: the initial model, on the training examples too of the clients that evaluate."""
@@ -161,7 +190,7 @@ class Session:
         if row["round"] % experiment.checkpoint_every == 0 or row["round"] == experiment.rounds:
             held: Mapping[int, RecordDict] | None = getattr(grid, "client_states", lambda: None)()
             state = self.assembly.strategy.state()
-            Checkpoint(row["round"], self.identity, unpack(arrays), state, held).save(self.folder.checkpoint)
+            Checkpoint(row["round"], self.identity, unpack(arrays), state, held, self.own).save(self.folder.checkpoint)
         self.on_round(row)
 
     def _config(self, number: int) -> ConfigRecord:

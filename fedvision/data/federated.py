@@ -78,6 +78,7 @@ class FederatedData:
         validation: the clients' own validation examples, one (possibly empty) part a client; or None.
         test: examples that no client holds.
         classes: number of classes.
+        server: labeled examples that the server itself trains on; None if it has none.
 
     Example:
         >>> x, y = np.zeros((4, 1, 8, 8), np.float32), np.array([0, 1, 2, 1])
@@ -91,6 +92,7 @@ class FederatedData:
     validation: Silos | None
     test: Examples
     classes: int
+    server: Examples | None = None
 
     def __post_init__(self) -> None:
         if self.num_clients == 0:
@@ -118,7 +120,7 @@ class FederatedData:
 
         Args:
             train: inputs [n, ...] (any numeric type, used as float32) and labels [n] or [n, 1]:
-                whole numbers from 0, or 0.0 and 1.0 for a binary task.
+                whole numbers from 0, or 0.0 and 1.0 for a binary task; -1 for an example whose label is not known.
             validation: the same, one pair a client; None if the clients keep no validation set.
             test: one pair that no client holds.
             name: for tables and error messages.
@@ -127,7 +129,7 @@ class FederatedData:
         Raises:
             DataError: a pair whose lengths differ, labels that are no class indices, inputs of unequal shape.
         """
-        silos = Silos.of([_examples(pair, f"train[{i}]") for i, pair in enumerate(train)]) if train else Silos(Examples({}), (0,))
+        silos = Silos.of([_examples(pair, f"train[{i}]", least=-1) for i, pair in enumerate(train)]) if train else Silos(Examples({}), (0,))
         held = None
         if validation is not None:
             held = Silos.of([_examples(pair, f"validation[{i}]") for i, pair in enumerate(validation)])
@@ -161,7 +163,8 @@ class FederatedData:
         silos = [self.train] if self.validation is None else [self.train, self.validation]
         for dealt in silos:
             hasher.update(repr(dealt.offsets).encode())
-        for examples in (*(dealt.examples for dealt in silos), self.test):
+        own = () if self.server is None else (self.server,)
+        for examples in (*(dealt.examples for dealt in silos), self.test, *own):
             for field, values in examples.fields.items():
                 hasher.update(repr((field, values.dtype, tuple(values.shape))).encode())
                 hasher.update(values.cpu().contiguous().numpy().data)
@@ -172,11 +175,12 @@ class FederatedData:
         if self.test.image.device == device:
             return self
         validation = None if self.validation is None else self.validation.to(device)
-        return replace(self, train=self.train.to(device), validation=validation, test=self.test.to(device))
+        server = None if self.server is None else self.server.to(device)
+        return replace(self, train=self.train.to(device), validation=validation, test=self.test.to(device), server=server)
 
 
-def _examples(pair: tuple[Arrays, Arrays], where: str) -> Examples:
-    """One user's pair as ``Examples``, checked."""
+def _examples(pair: tuple[Arrays, Arrays], where: str, least: int = 0) -> Examples:
+    """One user's pair as ``Examples``, checked; labels from ``least``."""
     try:
         x, y = pair
     except (TypeError, ValueError):
@@ -192,7 +196,7 @@ def _examples(pair: tuple[Arrays, Arrays], where: str) -> Examples:
     if len(inputs) != len(labels):
         raise DataError(f"{where}: {len(inputs)} inputs but {len(labels)} labels; give one label per input")
     whole = labels.to(torch.int64)
-    if len(labels) and (not torch.equal(whole.to(labels.dtype), labels) or int(whole.min()) < 0):
+    if len(labels) and (not torch.equal(whole.to(labels.dtype), labels) or int(whole.min()) < least):
         raise DataError(f"{where}: labels must be class indices 0, 1, 2, ...; got values such as {labels[:5].tolist()}")
     return Examples({IMAGE: inputs.contiguous(), LABEL: whole})
 

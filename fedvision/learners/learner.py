@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -70,10 +70,12 @@ class Learner(ABC):
     ``fedvision.learners.check.check_learner`` is the test suite that every learner passes.
 
     Attributes:
+        learns_unlabeled: whether training examples may lack a label, that is, have the label -1.
         private: patterns such as ``"*.norm*"`` of the model's arrays that stay in the silo, besides those that the
             learner keeps there anyway.
     """
 
+    learns_unlabeled: ClassVar[bool] = False
     private: tuple[str, ...] = ()
 
     # ---- what every learner says ---------------------------------------------------------------------------------

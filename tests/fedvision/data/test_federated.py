@@ -165,7 +165,7 @@ def test_classes_can_be_more_than_are_seen_but_not_fewer():
         ([(X,)], r"train\[0\] is not a pair"),
         ([(X, Y), 3], r"train\[1\] is not a pair"),
         ([(X, Y[:2])], r"train\[0\]: 4 inputs but 2 labels"),
-        ([(X, Y - 1)], r"train\[0\]: labels must be class indices"),
+        ([(X, Y - 2)], r"train\[0\]: labels must be class indices"),
         ([(X, Y + 0.5)], "labels must be class indices"),
         ([(X, Y * np.nan)], "labels must be class indices"),
         ([(X[:, 0], Y)], r"inputs have shape \(4,\)"),
