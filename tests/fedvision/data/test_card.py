@@ -101,6 +101,13 @@ def test_a_label_beyond_the_classes_is_refused():
         card(FederatedData("toy", silos, None, silos[0], 3))
 
 
+def test_unlabeled_examples_count_for_no_class():
+    silos = Silos.of([Examples({"image": torch.zeros(3, 2), "label": torch.tensor(labels)}) for labels in ([0, -1, 1], [-1, -1, -1])])
+    made = card(FederatedData("toy", silos, None, silos[0], 2))
+    assert made.train.tolist() == [3, 3]
+    assert made.counts.tolist() == [[1, 1], [0, 0]]
+
+
 def test_thousands_of_clients_have_a_card():
     silos = Silos.dealt(
         Examples({"image": torch.zeros(20_000, 1), "label": torch.arange(20_000) % 10}), np.array_split(np.arange(20_000), 10_000)
