@@ -184,7 +184,7 @@ def print_tables(console: Console, results: Results) -> None:
     suite, rounds = results.suite, Rounds(results)
     for block in blocks(suite, rounds):
         table = Table(title=escape(f"{block.report.title}: {block.title}"), title_justify="left", title_style="bold")
-        table.add_column("strategy", no_wrap=True)
+        table.add_column(suite.rows_are, no_wrap=True)
         wide = bool(block.published) and console.width >= WIDE
         for heading in [*(["published"] if wide else []), *HEADINGS.values()]:
             table.add_column(heading, justify="right")
@@ -251,7 +251,7 @@ def latex(suite: Suite, found: list[Block]) -> str:
             f"% {block.report.title}: {block.title}",
             rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
             r"\toprule",
-            " & ".join(["strategy", *columns]) + r" \\",
+            " & ".join([suite.rows_are, *columns]) + r" \\",
             r"\midrule",
         ]
         for row, summaries in block.rows.items():
@@ -276,7 +276,7 @@ def _preamble(suite: Suite) -> list[str]:
 
 
 def _markdown_table(suite: Suite, block: Block) -> list[str]:
-    headings = ["strategy", *(["published"] if block.published else []), *HEADINGS.values()]
+    headings = [suite.rows_are, *(["published"] if block.published else []), *HEADINGS.values()]
     lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
     for row, summaries in block.rows.items():
         cells = [_marked(summaries.get(selection), "**", "**", interval=True) for selection in HEADINGS]
@@ -299,7 +299,7 @@ def _cost_table(suite: Suite, column: str, entries: list[Cost]) -> list[str]:
     lines = [
         f"{until}; megabytes are array data up and down, all clients together" + ("; seconds are simulated." if clocked else "."),
         "",
-        "| strategy | runs that reach it | rounds | MB |" + (" s |" if clocked else ""),
+        f"| {suite.rows_are} | runs that reach it | rounds | MB |" + (" s |" if clocked else ""),
         "|---|---:|---:|---:|" + ("---:|" if clocked else ""),
     ]
     for cost in entries:

@@ -1,4 +1,4 @@
-"""A suite: which experiments are compared under which strategies, seeds and swept values, and what is reported."""
+"""A suite: which experiments are compared under which strategies or other settings, seeds and swept values, and what is reported."""
 
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
@@ -24,15 +24,17 @@ Table = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row of the tables: one strategy.
+    """A row of the tables: one strategy, or one variant of whatever else is compared.
 
     Attributes:
-        strategy: what stands in the experiment's ``[strategy]`` table, ``name`` at least.
         label: how the tables call it.
+        strategy: what stands in the experiment's ``[strategy]`` table, ``name`` at least; the experiment's own if not given.
+        set: overrides by dotted key; they come before the column's.
     """
 
-    strategy: Table
     label: str
+    strategy: Table | None = None
+    set: Table = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +132,7 @@ class Suite:
         title: above the report.
         seeds: how many seeds, 0, 1, ...; the same for every row, so that rows can be compared in pairs.
         strategies: the rows, by name.
+        rows_are: what the tables call the rows: strategies, or methods, ...
         experiments: the columns, by name.
         tables: what is reported.
         sweeps: what is varied.
@@ -144,6 +147,7 @@ class Suite:
     strategies: dict[str, Row]
     experiments: dict[str, Column]
     tables: list[Report]
+    rows_are: str = "strategy"
     sweeps: list[Sweep] = field(default_factory=list)
     quick: Table = field(default_factory=dict)
     overrides: Table = field(default_factory=dict)
@@ -195,12 +199,13 @@ class Suite:
         return [self._cell(*spot, seed) for seed in range(self.seeds) for spot in plan]
 
     def _cell(self, column: str, row: str, swept: tuple[str, float] | None, seed: int) -> Cell:
-        asked, strategy = self.experiments[column], self.strategies[row].strategy
-        known = known_settings(strategy["name"])
+        asked, variant = self.experiments[column], self.strategies[row]
         base, chosen = self._base(asked)
+        strategy = base["strategy"] if variant.strategy is None else variant.strategy
+        known = known_settings(strategy["name"])
         base["strategy"] = {**{key: value for key, value in asked.offer.items() if key in known}, **strategy}
-        everywhere = {key: value for key, value in self.overrides.items() if self._applies(key, asked, self.strategies[row])}
-        overrides = {"seed": seed, **LEAN, **chosen, **everywhere, **(dict([swept]) if swept else {})}
+        everywhere = {key: value for key, value in self.overrides.items() if self._applies(key, asked, variant)}
+        overrides = {"seed": seed, **LEAN, **chosen, **variant.set, **everywhere, **(dict([swept]) if swept else {})}
         experiment = Experiment.from_tables(overridden(base, overrides), f"{self.name}/{column}/{row}")
         return Cell(column, row, seed, swept, experiment)
 
@@ -221,18 +226,23 @@ class Suite:
         """Whether an override is for the runs of ``column`` and ``row``: a setting only where the strategy or the data set has it."""
         table, _, rest = key.partition(".")
         if table == "strategy":
-            return rest.split(".")[0] in known_settings(row.strategy["name"])
+            return rest.split(".")[0] in self._settings(column, row)
         if table == "data" and rest != "name":
             return rest in settings.parameters(registry.datasets.find(overridden(*self._base(column))["data"]["name"]))
         return True
 
+    def _settings(self, column: Column, row: Row) -> set[str]:
+        """Those of the strategy of a column and row."""
+        return known_settings((self._base(column)[0]["strategy"] if row.strategy is None else row.strategy)["name"])
+
     def _checked(self) -> "Suite":
         for name, row in self.strategies.items():
-            if not isinstance(row.strategy.get("name"), str):
+            if row.strategy is not None and not isinstance(row.strategy.get("name"), str):
                 raise ExperimentError(f'{self.name}.strategies.{name}.strategy has no name; write strategy = {{ name = "..." }}')
-        offered = set().union(*(known_settings(row.strategy["name"]) for row in self.strategies.values()))
         for name, column in self.experiments.items():
-            _known(list(column.offer), sorted(offered), f"{self.name}.experiments.{name}.offer: setting")
+            if column.offer:
+                offered = set().union(*(self._settings(column, row) for row in self.strategies.values()))
+                _known(list(column.offer), sorted(offered), f"{self.name}.experiments.{name}.offer: setting")
             for metric, published in column.paper.items():
                 _known(list(published), self.strategies, f"{self.name}.experiments.{name}.paper.{metric}: row")
         for report in self.tables:

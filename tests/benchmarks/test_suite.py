@@ -1,4 +1,5 @@
 import pytest
+import tomli_w
 import torch
 
 from benchmarks.bench import folder
@@ -32,7 +33,8 @@ def test_every_cell_of_a_bundled_suite_resolves(name, quick):
     runs = len(suite.strategies) * len(suite.experiments) + sum(len(sweep.rows) * len(sweep.values) for sweep in suite.sweeps)
     assert len(suite.cells) == suite.seeds * runs > 0
     for cell in suite.cells:
-        assert cell.experiment.strategy.name == suite.strategies[cell.row].strategy["name"]
+        asked = suite.strategies[cell.row].strategy
+        assert asked is None or cell.experiment.strategy.name == asked["name"]
         assert cell.experiment.seed == cell.seed
         cell.experiment.build_strategy()
 
@@ -273,3 +275,24 @@ def test_a_file_that_is_no_toml_or_no_text_is_refused(tmp_path):
 def test_an_unknown_suite_is_refused_with_the_nearest():
     with pytest.raises(ExperimentError, match=r"no suite 'fedicl': neither a file nor a bundled suite; did you mean 'fedilc'\?"):
         Suite.load("fedicl")
+
+
+def test_rows_may_differ_in_other_settings_than_the_strategy(here):
+    tables = {
+        "name": "methods",
+        "title": "Methods",
+        "seeds": 1,
+        "rows_are": "method",
+        "strategies": {
+            "narrow": {"label": "Narrow", "set": {"learner.hidden": [2]}},
+            "wide": {"label": "Wide", "strategy": {"name": "fedavg"}, "set": {"learner.hidden": [8], "rounds": 5}},
+        },
+        "experiments": {"mine": {"experiment": "mine.toml", "title": "mine", "set": {"rounds": 3}, "offer": {"chunk_size": 7}}},
+        "tables": [],
+    }
+    (here / "methods.toml").write_text(tomli_w.dumps(tables))
+    narrow, wide = (cell.experiment for cell in Suite.load("methods.toml").cells)
+    assert [list(one.learner.settings["hidden"]) for one in (narrow, wide)] == [[2], [8]]
+    assert (narrow.strategy.name, narrow.strategy.settings["chunk_size"], wide.strategy.name) == ("fedsgd", 7, "fedavg")
+    assert (narrow.rounds, wide.rounds) == (3, 5), "a row's own settings come before the column's"
+    assert Suite.load("methods.toml", overrides={"rounds": 2}).cells[1].experiment.rounds == 2
