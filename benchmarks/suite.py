@@ -201,9 +201,9 @@ class Suite:
     def _cell(self, column: str, row: str, swept: tuple[str, float] | None, seed: int) -> Cell:
         asked, variant = self.experiments[column], self.strategies[row]
         base, chosen = self._base(asked)
-        strategy = base["strategy"] if variant.strategy is None else variant.strategy
-        known = known_settings(strategy["name"])
-        base["strategy"] = {**{key: value for key, value in asked.offer.items() if key in known}, **strategy}
+        known = self._settings(asked, variant)
+        offered = {key: value for key, value in asked.offer.items() if key in known}
+        base["strategy"] = {**base["strategy"], **offered} if variant.strategy is None else {**offered, **variant.strategy}
         everywhere = {key: value for key, value in self.overrides.items() if self._applies(key, asked, variant)}
         overrides = {"seed": seed, **LEAN, **chosen, **variant.set, **everywhere, **(dict([swept]) if swept else {})}
         experiment = Experiment.from_tables(overridden(base, overrides), f"{self.name}/{column}/{row}")
@@ -237,8 +237,10 @@ class Suite:
 
     def _checked(self) -> "Suite":
         for name, row in self.strategies.items():
-            if row.strategy is not None and not isinstance(row.strategy.get("name"), str):
-                raise ExperimentError(f'{self.name}.strategies.{name}.strategy has no name; write strategy = {{ name = "..." }}')
+            if row.strategy is not None:
+                if not isinstance(row.strategy.get("name"), str):
+                    raise ExperimentError(f'{self.name}.strategies.{name}.strategy has no name; write strategy = {{ name = "..." }}')
+                registry.strategies.find(row.strategy["name"])
         for name, column in self.experiments.items():
             if column.offer:
                 offered = set().union(*(self._settings(column, row) for row in self.strategies.values()))
