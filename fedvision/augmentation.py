@@ -1,9 +1,10 @@
-"""Augmentation of images: timm's for photographs, a light one for tiny images, mixing, and repeating in a pass.
+"""Augmentation of images: timm's for photographs, mixing, and repeating in a pass.
 
 Source: timm; mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899; repeated augmentation, arXiv 1901.09335.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 
 import numpy as np
@@ -71,18 +72,6 @@ def repeated_order(n: int, repeats: int, epoch: int, replicas: int = 1, rank: in
     return torch.tensor(list(sampler), dtype=torch.int64)
 
 
-def shifted(images: Float[Tensor, "n channels height width"], pixels: int, flip: float, rng: torch.Generator) -> Tensor:
-    """Images moved by up to ``pixels`` each way, zeros coming in, and mirrored left to right with probability ``flip``."""
-    n, channels, height, width = images.shape
-    down, right = (torch.randint(2 * pixels + 1, (n, 1), generator=rng).to(images.device) for _ in range(2))
-    mirror = (torch.rand(n, generator=rng) < flip).to(images.device)
-    rows, columns = torch.arange(height, device=images.device) + down, torch.arange(width, device=images.device) + right
-    columns = torch.where(mirror[:, None], columns.flip(1), columns)
-    padded = F.pad(images, (pixels, pixels, pixels, pixels))
-    every = torch.arange(n, device=images.device)[:, None, None, None]
-    return padded[every, torch.arange(channels, device=images.device)[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
-
-
 @cache
 def training_transform(
     resolution: int,
@@ -138,14 +127,14 @@ def evaluation_transform(resolution: int, crop: float, interpolation: str, norma
 
 
 def transformed(
-    images: Float[Tensor, "n channels height width"], transform: Transform, rng: torch.Generator
+    images: Float[Tensor, "n channels height width"], transform: Transform, rng: torch.Generator | None = None
 ) -> Float[Tensor, "n channels resolution resolution"]:
     """Photographs, image by image through a transform of timm's, which draws from ``rng``.
 
     Args:
         images: in [0, 1], of three channels, or of one, which is treated as gray.
         transform: what to do with each.
-        rng: for the transform.
+        rng: for the transform; None: it draws nothing.
 
     Raises:
         ExperimentError: images of two channels, or of more than three.
@@ -153,14 +142,20 @@ def transformed(
     channels = images.shape[1]
     if channels not in (1, 3):
         raise ExperimentError(f"timm's views need images of one or three channels, these have {channels}; use augmentation = 'shift'")
-    seed = drawn_seed(rng)
-    with global_generators(rng), legacy_generators(seed):
+    with nullcontext() if rng is None else _lent(rng):
         return torch.stack([transform(_picture(image))[:channels] for image in images]).to(images.device)
 
 
 def drawn_seed(rng: torch.Generator) -> int:
     """A seed in [0, 2**32) for code that wants one."""
     return int(torch.randint(2**32, (), generator=rng))
+
+
+@contextmanager
+def _lent(rng: torch.Generator) -> Iterator[None]:
+    seed = drawn_seed(rng)
+    with global_generators(rng), legacy_generators(seed):
+        yield
 
 
 def _picture(image: Float[Tensor, "channels height width"]) -> Image.Image:

@@ -94,6 +94,35 @@ class CNN(nn.Module):
         return self.classifier(self.features(x))  # type: ignore[no-any-return]
 
 
+class SmallCNN(nn.Module):
+    """A plain convolutional network for images of a few pixels: 3x3 convolutions, each with BatchNorm and ReLU.
+
+    Each but the first halves the image; the head sees the mean over what is left.
+
+    Args:
+        channels: of the images, of any size.
+        widths: output channels of the convolutions.
+        outputs: number of logits.
+    """
+
+    def __init__(self, channels: int, widths: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise([channels, *widths]):
+            convolution = nn.Conv2d(fan_in, fan_out, 3, stride=2 if layers else 1, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(fan_out), nn.ReLU()]
+        self.body = nn.Sequential(*layers)
+        self.classifier = nn.Linear(widths[-1], outputs)
+
+    def features(self, x: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+        """What the head sees."""
+        return self.body(x).mean((2, 3))  # type: ignore[no-any-return]
+
+    def forward(self, x: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n outputs"]:
+        """Logits."""
+        return self.classifier(self.features(x))  # type: ignore[no-any-return]
+
+
 def xavier(model: nn.Module, rng: torch.Generator) -> nn.Module:
     """Give every linear and convolutional layer Xavier-uniform weights and zero biases, in place."""
     for module in model.modules():

@@ -42,6 +42,10 @@ class Normalization:
         """Normalized images, as they were in [0, 1]."""
         return images * self._column(self.std, images) + self._column(self.mean, images)
 
+    def in_color(self) -> "Normalization":
+        """The same for gray images of which all three channels are alike."""
+        return Normalization(self.mean * 3, self.std * 3) if len(self.mean) == 1 else self
+
     @staticmethod
     def _column(values: tuple[float, ...], images: Tensor) -> Tensor:
         return torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]

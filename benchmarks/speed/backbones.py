@@ -108,7 +108,7 @@ def of_run(path: Path) -> Backbone:
     """
     run = Run.open(path)
     assembly = Assembly.of(run.experiment)
-    assembly.model.load_state_dict(run.state)
+    assembly.holdings.load(assembly.model, run.state)
     known = run.rounds.reindex(columns=["test_accuracy"])["test_accuracy"].dropna()
     if known.empty:
         raise RunError(f"{path} holds no test_accuracy; give a run that evaluates a test set")

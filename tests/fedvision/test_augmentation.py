@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvision.augmentation import evaluation_transform, mixed, repeated_order, shifted, training_transform, transformed
+from fedvision.augmentation import evaluation_transform, mixed, repeated_order, training_transform, transformed
 from fedvision.errors import ExperimentError
 from fedvision.normalization import Normalization
 from fedvision.seeds import generator
@@ -109,33 +109,6 @@ def test_a_pass_is_as_long_as_without_repeats(n, repeats, epoch):
 
 
 # ---- views ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_shift_moves_an_image_and_brings_in_zeros():
-    bright = torch.ones(200, 1, 4, 4)
-    moved = shifted(bright, 1, 0.0, generator(0))
-    sums = set(moved.sum((1, 2, 3)).tolist())
-    assert sums == {16.0, 12.0, 9.0}  # not moved; one way; both ways
-
-
-def test_a_shift_keeps_what_it_moves():
-    spot = torch.zeros(50, 2, 5, 5)
-    spot[:, 0, 2, 2], spot[:, 1, 2, 2] = 1, 2
-    moved = shifted(spot, 2, 0.5, generator(0))
-    assert (moved.sum((2, 3)) == torch.tensor([1.0, 2.0])).all()
-    assert len({tuple(row) for row in moved[:, 0].flatten(1).argmax(1)[:, None].tolist()}) > 15
-
-
-@pytest.mark.parametrize(("flip", "expected"), [(0.0, False), (1.0, True)])
-def test_a_flip_mirrors_left_and_right(flip, expected):
-    given_ = images(3)
-    assert torch.equal(shifted(given_, 0, flip, generator(0)), given_.flip(3) if expected else given_)
-
-
-def test_half_of_the_images_are_flipped():
-    given_ = images(1).expand(400, -1, -1, -1)
-    flipped = (shifted(given_, 0, 0.5, generator(0)) != given_).flatten(1).any(1).float().mean()
-    assert 0.4 < flipped < 0.6
 
 
 @pytest.mark.parametrize("channels", [1, 3])

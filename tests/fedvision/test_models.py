@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedvision.models import CNN, MLP, xavier
+from fedvision.models import CNN, MLP, SmallCNN, xavier
 from fedvision.seeds import generator, global_generators
 
 
@@ -99,3 +99,11 @@ def test_xavier_draws_from_its_generator_alone():
     first, second = (xavier(nn.Linear(4, 4), generator(0, "x")).weight for _ in range(2))
     assert torch.equal(first, second)
     assert not torch.equal(first, xavier(nn.Linear(4, 4), generator(1, "x")).weight)
+
+
+@pytest.mark.parametrize("side", [1, 8, 33])
+def test_the_small_cnn_takes_images_of_any_size(side):
+    model = SmallCNN(2, (4, 6, 8), 5).eval()
+    images = torch.rand(3, 2, side, side, generator=generator(0))
+    assert model(images).shape == (3, 5) and torch.equal(model.classifier(model.features(images)), model(images))
+    assert model.body(images).shape[2] == math.ceil(side / 4)  # halved twice
