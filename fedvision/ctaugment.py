@@ -230,8 +230,9 @@ def strong_policies(
     depth: int = DEPTH,
     decay: float = DECAY,
     threshold: float = THRESHOLD,
+    cutout_level: float = 1.0,
 ) -> Policies:
-    """Random operations, of strengths in bins drawn by their rates, and a cutout of the greatest size."""
+    """Random operations, of strengths in bins drawn by their rates, and a cutout, by default of the greatest size."""
     drawn = probe_policies(n, rng, depth)
     rows = ROWS[drawn.operations]
     p = rate_to_p(rates.cpu(), decay, threshold)[rows.clamp(min=0)]
@@ -239,9 +240,15 @@ def strong_policies(
     levels = ((bins + drawn.levels) / torch.tensor(BINS)[rows]).where(rows >= 0, 0)
     return Policies(
         torch.cat([drawn.operations, torch.full((n, 1), CUTOUT)], 1),
-        torch.cat([levels, levels.new_tensor([1.0, 0.0]).expand(n, 1, 2)], 1),
+        torch.cat([levels, levels.new_tensor([cutout_level, 0.0]).expand(n, 1, 2)], 1),
         torch.cat([drawn.places, _places(n, 1, rng)], 1),
     )
+
+
+def no_policies(n: int, depth: int = DEPTH) -> Policies:
+    """Policies that change nothing."""
+    nothing = torch.zeros(n, depth, 2, dtype=torch.float64)
+    return Policies(torch.full((n, depth), NAMES.index("identity")), nothing, nothing)
 
 
 def _places(n: int, steps: int, rng: torch.Generator) -> Float[Tensor, "n steps 2"]:

@@ -192,29 +192,35 @@ def reference_names(network: WideResNet, projection: str | None = "projection") 
     return names
 
 
-def from_reference(arrays: Mapping[str, np.ndarray], names: Mapping[str, str], suffix: str = "") -> dict[str, Tensor]:
+def averaged(names: Mapping[str, str]) -> dict[str, str]:
+    """What the reference calls the moving averages of its variables; moving statistics have none, and keep their names."""
+    return {ours: theirs if "/moving_" in theirs else f"{theirs}/ExponentialMovingAverage" for ours, theirs in names.items()}
+
+
+def from_reference(arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> dict[str, Tensor]:
     """The reference's variables as tensors of ours.
 
     Args:
         arrays: variables by the reference's names, e.g. an ``npz`` made of a checkpoint.
-        names: from ``reference_names``.
-        suffix: of the names, ``/ExponentialMovingAverage`` for the averaged ones, which the moving statistics do not have.
+        names: from ``reference_names`` or ``averaged``.
 
     Raises:
         KeyError: a variable is missing.
     """
-    averaged = {theirs + suffix if "/moving_" not in theirs else theirs: ours for ours, theirs in names.items()}
-    return {ours: torch.from_numpy(_layers_transposed(arrays[theirs], inverse=False)) for theirs, ours in averaged.items()}
+    return {ours: torch.from_numpy(_transposed(arrays[theirs], KERNEL_OF)) for ours, theirs in names.items()}
 
 
 def to_reference(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Our tensors as the reference's variables: the inverse of ``from_reference``."""
-    return {theirs: _layers_transposed(state[ours].detach().cpu().numpy(), inverse=True) for ours, theirs in names.items()}
+    return {theirs: _transposed(state[ours].detach().cpu().numpy(), KERNEL_TO) for ours, theirs in names.items()}
 
 
-def _layers_transposed(array: np.ndarray, inverse: bool) -> np.ndarray:
-    """Kernels [height, width, in, out] as [out, in, height, width] or the inverse, [in, out] as [out, in]; others as they are."""
-    axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
-    if axes is None:
-        return array.copy()
-    return np.ascontiguousarray(array.transpose(np.argsort(axes) if inverse else axes))
+KERNEL_OF = {4: (3, 2, 0, 1), 2: (1, 0)}
+"""Axes of our kernels in the reference's, by their number: [height, width, in, out] and [in, out] there."""
+
+KERNEL_TO = {4: (2, 3, 1, 0), 2: (1, 0)}
+"""Axes of the reference's kernels in ours: [out, in, height, width] and [out, in] here."""
+
+
+def _transposed(array: np.ndarray, axes: Mapping[int, tuple[int, ...]]) -> np.ndarray:
+    return np.array(array.transpose(axes[array.ndim]) if array.ndim in axes else array, order="C")

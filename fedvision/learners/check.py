@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 import tomli_w
 import torch
+from flwr.app import RecordDict
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from fedvision import settings
 from fedvision.data.examples import IMAGE, LABEL, Examples
 from fedvision.data.federated import Spec
+from fedvision.holdings import Holdings
 from fedvision.learners.learner import Learner, is_mean_over_examples
 from fedvision.metrics import Metrics, total
 from fedvision.registry import learners
 from fedvision.seeds import generator, global_generators
+from fedvision.silo import Silo
 
 
 def check_learner(learner: Learner | str, examples: Examples | None = None, spec: Spec | None = None) -> None:
@@ -60,9 +63,9 @@ class Case:
         """A model, always the same for the same purpose."""
         return self.learner.build(self.spec, generator(0, purpose))
 
-    def view(self) -> Examples:
-        """The examples as the loss sees them."""
-        return self.learner.train_view(self.examples, generator(0, "view"))
+    def view(self, index: slice | Tensor = slice(None)) -> Examples:
+        """The batch of a step, as the loss sees it, when it is the turn of these examples."""
+        return self.learner.draw(self.model(), self.examples, index, generator(0, "view"))
 
     def loss(self, model: Callable[..., Any], batch: Examples, progress: float = 0.5, purpose: str = "loss") -> Tensor:
         """The loss, with generators lent as a client lends them."""
@@ -101,10 +104,24 @@ def views_leave_the_examples_alone(case: Case) -> None:
     """A training view has as many examples, is drawn from the generator, and changes nothing in place."""
     before = {name: values.clone() for name, values in case.examples.fields.items()}
     with _untouched(f"{case.name}.train_view"):
-        view = case.view()
+        view, again = (case.learner.train_view(case.examples, generator(0, "view")) for _ in range(2))
     assert len(view) == len(case.examples), f"{case.name}.train_view makes {len(view)} examples of {len(case.examples)}"
     assert _same(before, dict(case.examples.fields)), f"{case.name}.train_view changes the examples in place"
-    assert _same(dict(view.fields), dict(case.view().fields)), f"{case.name}.train_view differs for the same generator"
+    assert _same(dict(view.fields), dict(again.fields)), f"{case.name}.train_view differs for the same generator"
+
+
+def drawing_leaves_everything_alone(case: Case) -> None:
+    """A step's batch depends on the generator and on whose turn it is, however they are named; nothing else changes."""
+    examples, model = _copied(dict(case.examples.fields)), case.model()
+    state, turn = _copied(model.state_dict()), slice(1, 4)
+    with _untouched(f"{case.name}.draw"):
+        batch, again = (case.learner.draw(model, case.examples, turn, generator(0, "view")) for _ in range(2))
+    assert len(batch), f"{case.name}.draw makes an empty batch of three examples"
+    assert _same(examples, dict(case.examples.fields)), f"{case.name}.draw changes the examples in place"
+    assert _same(state, model.state_dict()), f"{case.name}.draw changes the model"
+    assert _same(dict(batch.fields), dict(again.fields)), f"{case.name}.draw differs for the same generator"
+    indexed = case.view(torch.arange(len(case.examples))[turn])
+    assert _same(dict(batch.fields), dict(indexed.fields)), f"{case.name}.draw differs for a slice and for its indices"
 
 
 def the_loss_can_be_minimized(case: Case) -> None:
@@ -194,11 +211,49 @@ def one_example_is_enough(case: Case) -> None:
     """A batch of one works: the last batch of a client may hold no more. (BatchNorm cannot train on it.)"""
     model, one = case.model(), case.examples[:1]
     normalized = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    loss = case.loss(model.train(not normalized), case.learner.train_view(one, generator(0, "view")))
+    loss = case.loss(model.train(not normalized), case.learner.draw(model, one, slice(0, 1), generator(0, "view")))
     assert loss.isfinite(), f"{case.name}.loss of one example is {loss.item()}"
     with torch.inference_mode():
         count = case.learner.evaluate(model.eval(), one).count
     assert count == 1, f"{case.name}.evaluate counts {count} examples in a batch of one"
+
+
+def groups_are_of_parameters(case: Case) -> None:
+    """Parameter groups name parameters of the model, each once."""
+    model = case.model()
+    names = [name for group in case.learner.groups(model) for name in group.names]
+    unknown = sorted(set(names) - {name for name, _ in model.named_parameters()})
+    assert not unknown, f"{case.name}.groups names {unknown}, which are no parameters of the model"
+    assert len(names) == len(set(names)), f"{case.name}.groups names some parameter twice"
+
+
+def a_silo_goes_on_where_it_stopped(case: Case) -> None:
+    """A silo's two answers are the same if its process is started anew in between, and its model built anew."""
+    alone, interrupted = _Life(case), _Life(case)
+    for life in (alone, alone, interrupted):
+        life.answer()
+    interrupted.model = case.model()
+    interrupted.answer()
+    odd = [name for name, tensor in alone.arrays.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    assert not odd, f"{case.name} has {odd} that are not finite after two steps"
+    assert _same(alone.arrays, interrupted.arrays), f"{case.name} remembers what its model's state dict does not hold"
+
+
+class _Life:
+    """A silo's answers of one step each, every one of which is the next global model."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.model, self.state = case, case.model(), RecordDict()
+        self.holdings = Holdings.of(case.learner, self.model)
+        self.arrays: dict[str, Tensor] = dict(self.holdings.shared)
+
+    def answer(self) -> None:
+        rng = generator(0, "silo")
+        silo = Silo(self.case.learner, self.model, self.arrays, self.case.examples, self.state, rng, 0.0, 0.5, self.holdings)
+        with global_generators(rng):
+            silo.descend(silo.batches(len(self.case.examples)), {"name": "SGD", "lr": 1e-3})
+        silo.keep()
+        self.arrays = silo.arrays()
 
 
 def the_head_is_part_of_the_model(case: Case) -> None:
@@ -214,6 +269,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     settings_come_from_a_file,
     building_depends_on_the_generator_alone,
     views_leave_the_examples_alone,
+    drawing_leaves_everything_alone,
     the_loss_can_be_minimized,
     the_loss_repeats,
     the_parts_of_the_loss_are_numbers,
@@ -221,6 +277,8 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     the_loss_is_a_mean_if_declared,
     metrics_add,
     one_example_is_enough,
+    groups_are_of_parameters,
+    a_silo_goes_on_where_it_stopped,
     the_head_is_part_of_the_model,
 )
 """What ``check_learner`` checks, in order."""

@@ -10,7 +10,7 @@ from fedvision.data import Examples, Spec
 from fedvision.errors import ExperimentError
 from fedvision.learners.check import CHECKS, Case, check_learner
 from fedvision.learners.classifier import Classifier, correct, cross_entropy, scores
-from fedvision.learners.learner import Loss, mean_over_examples
+from fedvision.learners.learner import Group, Loss, mean_over_examples
 from fedvision.metrics import Metrics
 from fedvision.models import CNN, MLP
 from fedvision.registry import learners
@@ -295,6 +295,41 @@ class ForeignHead(Sound):
         return self.build(Spec((3, 16, 16), 3), generator(0)).classifier
 
 
+@dataclass(frozen=True, kw_only=True)
+class DrawTrains(Sound):
+    """Its draw moves the model."""
+
+    def draw(self, model, train, index, rng):
+        with torch.no_grad():
+            model.classifier.bias.add_(1)
+        return super().draw(model, train, index, rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawsTheFirst(Sound):
+    """It looks only at how many turns there are, if they are not a slice."""
+
+    def draw(self, model, train, index, rng):
+        return super().draw(model, train, index if isinstance(index, slice) else slice(len(index)), rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupsOthers(Sound):
+    """Its groups name the parameters of another model."""
+
+    def groups(self, model):
+        return [Group(["backbone.weight"])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemembersBeside(Sound):
+    """What follows its steps is kept outside of the state dict."""
+
+    def follow(self, model, batch, progress):
+        model.classifier.bias.add_(getattr(model, "steps", 0))
+        model.steps = getattr(model, "steps", 0) + float(model.classifier.bias.any())
+
+
 SPOILT = {
     Nameless: "docstring has no first line",
     BuildsFromTheGlobalGenerator: "draws from the global generator of torch",
@@ -313,6 +348,10 @@ SPOILT = {
     NoLossMetric: "no loss",
     NeedsTwo: "of one example",
     SumDeclaredMean: "is declared mean_over_examples, but loss of a batch",
+    DrawTrains: "draw changes the model",
+    DrawsTheFirst: "differs for a slice and for its indices",
+    GroupsOthers: r"groups names \['backbone.weight'\], which are no parameters",
+    RemembersBeside: "remembers what its model's state dict does not hold",
     ForeignHead: "head is not a module of the model",
 }
 

@@ -30,7 +30,8 @@ NOWHERE = (0.0, 0.0)
 
 @pytest.fixture(scope="module")
 def arrays(golden):
-    return dict(np.load(golden / "doublematch.npz"))
+    with np.load(golden / "doublematch.npz") as file:
+        return dict(file)
 
 
 def policies(*steps, n=1):
@@ -77,8 +78,8 @@ def near(picture, expected):
 
 
 @pytest.mark.golden
-def test_the_operations_are_the_references(golden):
-    listed = np.load(golden / "doublematch.npz")["cta_ops"].tolist()
+def test_the_operations_are_the_references(arrays):
+    listed = arrays["cta_ops"].tolist()
     assert [(name, str(operation.bins)) for name, operation in OPERATIONS.items()] == [tuple(line) for line in listed]
 
 

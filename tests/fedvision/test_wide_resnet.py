@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fedvision.learners.doublematch import confident, kernels, pseudo_label_loss, similarity_loss, supervised_loss
 from fedvision.seeds import generator
-from fedvision.wide_resnet import SIZES, SameConv2d, WideResNet, from_reference, initialized, reference_names, to_reference
+from fedvision.wide_resnet import SIZES, SameConv2d, WideResNet, averaged, from_reference, initialized, reference_names, to_reference
 
 TINY = {"scales": 3, "filters": 8, "repeat": 2}
 WEIGHT_DECAY, SIMILARITY_WEIGHT, THRESHOLD = 5e-4, 2.0, 0.31
@@ -18,7 +18,8 @@ WEIGHT_DECAY, SIMILARITY_WEIGHT, THRESHOLD = 5e-4, 2.0, 0.31
 
 @pytest.fixture(scope="module")
 def arrays(golden):
-    return dict(np.load(golden / "doublematch.npz"))
+    with np.load(golden / "doublematch.npz") as file:
+        return dict(file)
 
 
 def reference_network(arrays, prefix="init/"):
@@ -129,8 +130,9 @@ def test_averaged_variables_are_read_beside_the_moving_statistics():
     names = reference_names(network, projection=None)
     variables = to_reference(network.state_dict(), names)
     suffix = "/ExponentialMovingAverage"
-    averaged = {name if "/moving_" in name else name + suffix: array for name, array in variables.items()}
-    assert torch.equal(from_reference(averaged, names, suffix)["stem.weight"], network.stem.weight)
+    both = {name if "/moving_" in name else name + suffix: array for name, array in variables.items()}
+    read = from_reference(both, averaged(names))
+    assert read.keys() == names.keys() and torch.equal(read["stem.weight"], network.stem.weight)
 
 
 # ---- against the reference ------------------------------------------------------------------------------------------
@@ -159,7 +161,8 @@ def terms(arrays, network, kind="cosine", temperature=1.0):
     labels = torch.from_numpy(arrays["in_label"]).long()
     z = network.features(all_views(arrays))
     (_, weak_z, strong_z), (labeled, weak, strong) = (x.split([4, 8, 8]) for x in (z, network.classifier(z)))
-    decay = sum(kernel.square().sum() / 2 for kernel in kernels(network.parameters())[0])
+    parameters = dict(network.named_parameters())
+    decay = sum(parameters[name].square().sum() / 2 for name in kernels(parameters)[0])
     losses = [
         supervised_loss(labeled, labels),
         pseudo_label_loss(weak, strong, THRESHOLD),
@@ -187,8 +190,9 @@ def test_each_similarity_and_its_gradient_are_the_references(arrays, kind, tempe
 @pytest.mark.golden
 def test_three_steps_are_the_references(arrays):
     network, expected = reference_network(arrays).train(), dict(zip(arrays["step_keys"].tolist(), arrays["step_vals"].T, strict=True))
-    decayed, others = kernels(network.parameters())
-    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    parameters = dict(network.named_parameters())
+    groups = [[parameters[name] for name in names] for names in kernels(parameters)]
+    groups = [{"params": group, "weight_decay": decay} for group, decay in zip(groups, (WEIGHT_DECAY, 0.0), strict=True)]
     optimizer = torch.optim.SGD(groups, lr=0.03, momentum=0.9, nesterov=True)
     average = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     for step in range(3):
