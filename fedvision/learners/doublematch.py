@@ -219,6 +219,7 @@ class DoubleMatch(Learner):
         CTAugment's rates are never stale, where its worker processes are some batches behind.
     """
 
+    learns_unlabeled = True
     network: Literal["wrn-28-2", "wrn-28-8", "wrn-37-2"] = "wrn-28-2"
     scales: Count | None = None
     filters: Count | None = None
