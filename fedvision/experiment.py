@@ -210,11 +210,12 @@ class Experiment:
             raise DataError(f"data set {self.data.name!r} returned {type(source).__name__}; return a Pool or FederatedData")
         if self.labels is None:
             return self._dealt(source)
+        labels = replace(self.labels, fold=self.labels.fold or self.seed + 1)
         if isinstance(source, Pool):
-            marked: Pool | FederatedData = replace(source, train=self.labels.marked(source.train))
+            marked: Pool | FederatedData = replace(source, train=labels.marked(source.train))
         else:
-            marked = replace(source, train=replace(source.train, examples=self.labels.marked(source.train.examples)))
-        return self.labels.hidden(self._dealt(marked))
+            marked = replace(source, train=replace(source.train, examples=labels.marked(source.train.examples)))
+        return labels.hidden(self._dealt(marked))
 
     def _dealt(self, source: Pool | FederatedData) -> FederatedData:
         if isinstance(source, FederatedData):

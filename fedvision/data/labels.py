@@ -64,7 +64,7 @@ class Labels:
     Attributes:
         count: how many labels all clients have together, chosen by ``labeled_split`` before the examples are dealt.
         fraction: share of each client's examples that are labeled, above 0, at least one, chosen by ``labeled_split``.
-        fold: which of the reproducible choices, from 1.
+        fold: which of the reproducible choices, from 1; the experiment's seed + 1 if not given.
         unlabeled_clients: so many of the clients, the last ones, lose all labels.
         at: where the labeled examples are: with their clients, or with the server, which then trains on them after each round.
         drop: whether unlabeled examples are left out altogether, as a supervised baseline has it.
@@ -72,7 +72,7 @@ class Labels:
 
     count: Count | None = None
     fraction: PositiveFraction | None = None
-    fold: Count = 1
+    fold: Count | None = None
     unlabeled_clients: Natural = 0
     at: Literal["clients", "server"] = "clients"
     drop: bool = False
@@ -88,7 +88,7 @@ class Labels:
         if self.count is None:
             return examples
         chosen = torch.zeros(len(examples), dtype=torch.bool)
-        chosen[torch.from_numpy(labeled_split(examples.label.numpy(), self.count, self.fold))] = True
+        chosen[torch.from_numpy(labeled_split(examples.label.numpy(), self.count, self.fold or 1))] = True
         return Examples({**examples.fields, LABELED: chosen})
 
     def hidden(self, data: FederatedData) -> FederatedData:
@@ -122,7 +122,7 @@ class Labels:
             labels = train.examples.label[start:stop].numpy()
             count = min(max(round(self.fraction * len(labels)), 1), int((labels >= 0).sum()))
             if count:
-                labeled[start + torch.from_numpy(labeled_split(labels, count, self.fold))] = True
+                labeled[start + torch.from_numpy(labeled_split(labels, count, self.fold or 1))] = True
         return labeled
 
 

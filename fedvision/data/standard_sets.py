@@ -16,7 +16,7 @@ from fedvision.data.pool import Pool
 from fedvision.data.torchvision_sets import from_files
 from fedvision.errors import DataError
 from fedvision.registry import datasets
-from fedvision.settings import Count
+from fedvision.settings import Count, Natural
 
 
 @datasets("mnist")
@@ -95,7 +95,7 @@ def svhn(*, root: str, download: bool = False, extra: bool = False) -> Pool:
 
 
 @datasets("stl10")
-def stl10(*, root: str, download: bool = False, unlabeled: bool = True) -> Pool:
+def stl10(*, root: str, download: bool = False, unlabeled: bool = True, fold: Natural | None = None) -> Pool:
     """STL-10: 5,000 labeled and 100,000 unlabeled + 8,000 photographs, uint8 [n, 3, 96, 96], 10 classes; its files needed.
 
     Unlabeled examples have the label -1 and come after the labeled ones. ``stl10_folds`` reads the official ten folds.
@@ -104,6 +104,7 @@ def stl10(*, root: str, download: bool = False, unlabeled: bool = True) -> Pool:
         root: folder that holds, or will hold, ``stl10_binary``.
         download: fetch the files if they are missing.
         unlabeled: whether clients get the unlabeled examples too, 2.8 GB.
+        fold: which of the official folds of 1,000 labels, 0 to 9, keeps them; if not given, all 5,000 stay.
 
     Raises:
         DataError: missing or altered files.
@@ -114,7 +115,16 @@ def stl10(*, root: str, download: bool = False, unlabeled: bool = True) -> Pool:
         train = STL10(root, split="train+unlabeled" if unlabeled else "train", download=download)
         test = STL10(root, split="test")
     first, second = (_labeled(torch.from_numpy(part.data), torch.from_numpy(part.labels.astype(np.int64))) for part in (train, test))
-    return Pool(first, second, classes=10)
+    return Pool(first if fold is None else _of_fold(first, root, fold), second, classes=10)
+
+
+def _of_fold(train: Examples, root: str, fold: int) -> Examples:
+    folds = stl10_folds(root)
+    if fold >= len(folds):
+        raise DataError(f"stl10.fold = {fold}: there are the folds 0 to {len(folds) - 1}")
+    kept = torch.full_like(train.label, -1)
+    kept[folds[fold]] = train.label[folds[fold]]
+    return Examples({**train.fields, LABEL: kept})
 
 
 def stl10_folds(root: str | Path) -> list[Tensor]:

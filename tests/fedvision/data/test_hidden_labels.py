@@ -36,7 +36,7 @@ def test_a_count_is_spread_evenly_over_the_classes_and_the_fold_alone_says_which
     assert torch.equal(labels[seen], whole.train.examples.label[seen]) and torch.equal(
         some.train.examples.image, whole.train.examples.image
     )
-    other, again = loaded(labels={"count": 40, "fold": 2}), loaded(labels={"count": 40}, partition={"name": "iid", "clients": 2})
+    other, again = loaded(labels={"count": 40, "fold": 2}), loaded(labels={"count": 40, "fold": 1}, partition={"name": "iid", "clients": 2})
 
     def images(data: FederatedData) -> set[bytes]:
         return {image.numpy().tobytes() for image in data.train.examples.image[data.train.examples.label >= 0]}
