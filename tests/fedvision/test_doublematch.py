@@ -405,9 +405,9 @@ def test_the_head_is_the_trained_networks():
 
 # ---- learning -------------------------------------------------------------------------------------------------------
 
-DIGITS = {"scales": 2, "filters": 16, "repeat": 1, "labeled_batch": 16, "flip": False, "threshold": 0.9, "similarity_weight": 0.5}
+DIGITS = {"scales": 2, "filters": 16, "repeat": 1, "labeled_batch": 16, "flip": False, "threshold": 0.8, "similarity_weight": 0.5}
 SHORT = {"bn_momentum": 0.05, "ema_decay": 0.99, "ema_warmup": True}
-OPTIMIZER = {"name": "SGD", "lr": 0.03, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "schedule": {"name": "gamma-cosine"}}
+OPTIMIZER = {"name": "SGD", "lr": 0.06, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "schedule": {"name": "gamma-cosine"}}
 
 
 def accuracy(learner, seed):
