@@ -253,7 +253,8 @@ class USI(Learner):
         ema_decay: of the moving average of weights and buffers; 0: none. The paper's remembers 17,000 steps, so that in a shorter
             run it knows the random beginning: lower it, or warm it up.
         ema_warmup: whether the decay begins low, ``fedvision.ema.warmed_up``.
-        average: whether the moving average travels and is averaged too, or each silo keeps its own.
+        average: whether the moving average travels and is averaged too, or each silo keeps its own; the server, that has none,
+            then evaluates the network's weights under both names.
 
     Source: arXiv 2204.03475, sections 3 and 4.1; what the paper leaves open from its reference code.
     Differs: batches are mixed as floats, not as rounded bytes; an odd batch leaves its last image unmixed; both the network and
@@ -405,9 +406,10 @@ class USI(Learner):
             model.student.begin()
 
     def head(self, model: nn.Module) -> nn.Module | None:
-        """The last layer of the network."""
-        network = model.network
-        return network.classifier if isinstance(network, SmallCNN) else network.get_classifier()  # type: ignore
+        """The last layer of the network; None where there are two, as LeViT has."""
+        network: Any = model.network
+        head = network.classifier if isinstance(network, SmallCNN) else network.get_classifier()
+        return head if isinstance(head, nn.Module) else None
 
     def _network(self, spec: Spec, rng: torch.Generator) -> nn.Module:
         channels, *sides = spec.image_shape

@@ -330,6 +330,13 @@ def test_the_head_is_the_networks():
         assert learner.head(model) is (model.network.classifier if learner.model == "cnn" else model.network.get_classifier())
 
 
+def test_a_network_of_two_heads_has_no_head():
+    learner = USI(model="levit_128s", ema_decay=0)
+    with torch.device("meta"):
+        network = timm.create_model("levit_128s", num_classes=3)
+    assert learner.head(usi.Pupil(network, None, (Normalization.none(3),) * 2, 3)) is None
+
+
 # ---- its views ------------------------------------------------------------------------------------------------------
 
 
