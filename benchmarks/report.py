@@ -24,6 +24,7 @@ from server.folder import RunFolder, write_atomically
 from server.rounds import ENVIRONMENT_ACCURACY
 
 Selection = Callable[[pd.DataFrame], int | None]
+Reading = Callable[[pd.DataFrame, str], float]
 
 
 def lowest(column: str) -> Selection:
@@ -41,25 +42,60 @@ def lowest(column: str) -> Selection:
     return select
 
 
-SELECTIONS: dict[str, Selection] = {
-    "paper": lowest("test_loss"),
-    "honest": lowest("validation_loss"),
-    "last": lambda rounds: len(rounds) - 1,
+honest = lowest("validation_loss")
+"""The round in which the silos' validation loss is lowest."""
+
+
+def at(select: Selection) -> Reading:
+    """A metric in the round that is selected; NaN if none can be."""
+
+    def read(rounds: pd.DataFrame, metric: str) -> float:
+        index = select(rounds)
+        return math.nan if index is None else float(rounds[metric].iloc[index])
+
+    return read
+
+
+def early(rounds: pd.DataFrame, metric: str) -> float:
+    """The mean of a metric over the evaluations in the first third of the training."""
+    begun = rounds[(rounds["round"] >= 1) & (rounds["round"] <= rounds["round"].iloc[-1] / 3)]
+    return float(begun[metric].mean())
+
+
+def late(rounds: pd.DataFrame, metric: str) -> float:
+    """The median of a metric over the last 20 evaluations."""
+    return float(rounds[metric].dropna().iloc[1:].tail(20).median())
+
+
+READINGS: dict[str, Reading] = {
+    "paper": at(lowest("test_loss")),
+    "honest": at(honest),
+    "last": at(lambda rounds: len(rounds) - 1),
+    "early": early,
+    "late": late,
 }
-"""How the round that is reported is chosen. ``paper``: where the test loss is lowest, as the FedILC paper does, which
-peeks at the test set; ``honest``: where the silos' validation loss is lowest; ``last``: no choice at all."""
-
-
-def selected(rounds: pd.DataFrame, metric: str, selection: str) -> float:
-    """A metric in the round that ``selection`` chooses; NaN if it cannot choose."""
-    index = SELECTIONS[selection](rounds)
-    return math.nan if index is None else float(rounds[metric].iloc[index])
+"""How a run's curve becomes one number. ``paper``: where the test loss is lowest, as the FedILC paper does, which peeks at
+the test set; ``honest``: where the silos' validation loss is lowest; ``last``: no choice at all; ``early``: how fast it
+learns; ``late``: as DoubleMatch's tables."""
 
 
 SIMULATED = "simulated_seconds"
 """The column of a round's seconds on the virtual clock, in runs whose experiment has a behavior."""
 
-HEADINGS = {"paper": "lowest test loss", "honest": "silo validation", "last": "last round"}
+HEADINGS = {
+    "paper": "lowest test loss",
+    "honest": "silo validation",
+    "last": "last round",
+    "early": "mean of first third",
+    "late": "median of last 20",
+}
+MEANINGS = {
+    "paper": "*lowest test loss* is the round of FedILC's protocol, and peeks at the test set",
+    "honest": "*silo validation* is the round that the silos would choose",
+    "last": "*last round* chooses nothing",
+    "early": "*mean of first third* tells how fast a method learns",
+    "late": "*median of last 20* evaluations is the protocol of DoubleMatch's tables",
+}
 WIDE = 100
 """Columns that a terminal must have for the published numbers to be printed too; the files always have them."""
 FEW = 2
@@ -108,23 +144,24 @@ def blocks(suite: Suite, rounds: Rounds) -> Iterator[Block]:
             if column not in suite.experiments:
                 continue
             shown = [row for row in report.rows or tuple(suite.strategies) if row in suite.strategies]
-            block = _block(report, column, suite.experiments[column], {row: rounds.of(column, row) for row in shown}, suite.seeds)
+            block = _block(report, column, suite.experiments[column], {row: rounds.of(column, row) for row in shown}, suite)
             if block.rows:
                 yield block
 
 
-def _block(report: Report, name: str, column: Column, tables: dict[str, list[pd.DataFrame]], seeds: int) -> Block:
+def _block(report: Report, name: str, column: Column, tables: dict[str, list[pd.DataFrame]], suite: Suite) -> Block:
+    seeds = suite.seeds
     rows: dict[str, dict[str, Summary]] = {}
     complete = {row: runs for row, runs in tables.items() if len(runs) == seeds}
-    for selection in SELECTIONS:
+    for reading in suite.readings:
         values = {
-            row: tuple(report.scale * selected(run, report.metric, selection) for run in runs)
+            row: tuple(report.scale * READINGS[reading](run, report.metric) for run in runs)
             for row, runs in complete.items()
             if all(report.metric in run for run in runs)
         }
         measured = {row: some for row, some in values.items() if some and all(map(math.isfinite, some))}
         for row, summary in summarize(measured, report.better == "lower").items() if measured else ():
-            rows.setdefault(row, {})[selection] = summary
+            rows.setdefault(row, {})[reading] = summary
     published = {row: (mean, std) for row, (mean, std) in column.paper.get(report.metric, {}).items()}
     lost = {row: f"{_plural(seeds - len(runs), 'run')} missing" for row, runs in tables.items() if len(runs) < seeds}
     missing = {row: lost.get(row, "not a number in some run") for row in tables if row not in rows}
@@ -186,10 +223,10 @@ def print_tables(console: Console, results: Results) -> None:
         table = Table(title=escape(f"{block.report.title}: {block.title}"), title_justify="left", title_style="bold")
         table.add_column(suite.rows_are, no_wrap=True)
         wide = bool(block.published) and console.width >= WIDE
-        for heading in [*(["published"] if wide else []), *HEADINGS.values()]:
+        for heading in [*(["published"] if wide else []), *(HEADINGS[reading] for reading in suite.readings)]:
             table.add_column(heading, justify="right")
         for row, summaries in block.rows.items():
-            cells = [_marked(summaries.get(selection), "[bold]", "[/]") for selection in HEADINGS]
+            cells = [_marked(summaries.get(reading), "[bold]", "[/]") for reading in suite.readings]
             published = [_published(block, row)] if wide else []
             table.add_row(escape(suite.strategies[row].label), *published, *cells)
         console.print(table)
@@ -246,7 +283,7 @@ def latex(suite: Suite, found: list[Block]) -> str:
     """One ``tabular`` a table; needs the package booktabs."""
     parts = []
     for block in found:
-        columns = [*(["published"] if block.published else []), *SELECTIONS]
+        columns = [*(["published"] if block.published else []), *suite.readings]
         lines = [
             f"% {block.report.title}: {block.title}",
             rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
@@ -255,7 +292,7 @@ def latex(suite: Suite, found: list[Block]) -> str:
             r"\midrule",
         ]
         for row, summaries in block.rows.items():
-            cells = [_marked(summaries.get(selection), r"\textbf{", "}") for selection in SELECTIONS]
+            cells = [_marked(summaries.get(reading), r"\textbf{", "}") for reading in suite.readings]
             published = [_published(block, row)] if block.published else []
             label = re.sub(r"([&%$#_{}])", r"\\\1", suite.strategies[row].label)
             lines.append(" & ".join([label, *published, *cells]) + r" \\")
@@ -268,18 +305,18 @@ def _preamble(suite: Suite) -> list[str]:
     return [
         f"{_plural(suite.seeds, 'paired seed')}: a seed fixes the data, their split and the initial weights for all rows alike.",
         "Mean ± standard deviation [95% bootstrap interval of the mean]. **Bold**: best mean. ≈: cannot be told apart from the best at the",
-        "5% level (paired t-test, Holm-corrected within the column). The columns differ in how the reported round is chosen:",
-        "*lowest test loss* is the paper's protocol and peeks at the test set; *silo validation* is honest; *last round* chooses nothing.",
+        "5% level (paired t-test, Holm-corrected within the column). The columns differ in what of a run's rounds is reported:",
+        "; ".join(MEANINGS[reading] for reading in suite.readings) + ".",
         "*Published* numbers are the source's own, on its own data. MB are 10^6 bytes.",
         f"Computed on {platform.machine()}, torch {torch.__version__}, one thread a run.",
     ]
 
 
 def _markdown_table(suite: Suite, block: Block) -> list[str]:
-    headings = [suite.rows_are, *(["published"] if block.published else []), *HEADINGS.values()]
+    headings = [suite.rows_are, *(["published"] if block.published else []), *(HEADINGS[reading] for reading in suite.readings)]
     lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
     for row, summaries in block.rows.items():
-        cells = [_marked(summaries.get(selection), "**", "**", interval=True) for selection in HEADINGS]
+        cells = [_marked(summaries.get(reading), "**", "**", interval=True) for reading in suite.readings]
         published = [_published(block, row)] if block.published else []
         lines.append("| " + " | ".join([suite.strategies[row].label, *published, *cells]) + " |")
     return [*lines, *_left_out(suite, block)]
@@ -355,21 +392,21 @@ def _environments(runs: dict[str, list[pd.DataFrame]]) -> dict[str, pd.DataFrame
     for label, tables in runs.items():
         names = sorted((str(name) for name in tables[0] if ENVIRONMENT_ACCURACY.fullmatch(str(name))), key=_environment)
         if len(names) >= FEW:
-            picked = [run.reindex(columns=names).iloc[SELECTIONS["honest"](run) or -1] for run in tables]
+            picked = [run.reindex(columns=names).iloc[honest(run) or -1] for run in tables]
             result[label] = pd.DataFrame(picked).rename(columns=lambda name: str(_environment(name)))
     return result
 
 
 def _swept(suite: Suite, sweep: Sweep, rounds: Rounds) -> dict[str, pd.DataFrame]:
-    """Label -> the metric at the paper's round, one row a seed and one column a swept value; of values with every seed."""
+    """Label -> the metric by the suite's first reading, one row a seed and one column a swept value; of values with every seed."""
     result = {}
     if sweep.column not in suite.experiments:
         return {}
     for row in sweep.rows:
-        tables = {value: rounds.of(sweep.column, row, (sweep.key, value)) for value in sweep.values} if row in suite.strategies else {}
+        tables = {value: rounds.of(sweep.column, row, (sweep.title, value)) for value in sweep.values} if row in suite.strategies else {}
         complete = {value: runs for value, runs in tables.items() if len(runs) == suite.seeds and all(sweep.metric in run for run in runs)}
         if complete:
-            picked = {value: [selected(run, sweep.metric, "paper") for run in runs] for value, runs in complete.items()}
+            picked = {value: [READINGS[suite.readings[0]](run, sweep.metric) for run in runs] for value, runs in complete.items()}
             result[suite.strategies[row].label] = pd.DataFrame(picked)
     return result
 

@@ -102,6 +102,7 @@ class Sweep:
         key: dotted key of the setting.
         values: its values.
         metric: what is drawn.
+        set: overrides for these runs, after the row's.
     """
 
     title: str
@@ -110,11 +111,12 @@ class Sweep:
     key: str
     values: tuple[int | float, ...]
     metric: str = "test_loss"
+    set: Table = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a suite."""
+    """One run of a suite; ``swept`` is the title and the value of the sweep that it belongs to."""
 
     column: str
     row: str
@@ -133,6 +135,7 @@ class Suite:
         seeds: how many seeds, 0, 1, ...; the same for every row, so that rows can be compared in pairs.
         strategies: the rows, by name.
         rows_are: what the tables call the rows: strategies, or methods, ...
+        readings: how a run's curve becomes one number, a column of the tables each; sweeps draw the first.
         experiments: the columns, by name.
         tables: what is reported.
         sweeps: what is varied.
@@ -148,6 +151,7 @@ class Suite:
     experiments: dict[str, Column]
     tables: list[Report]
     rows_are: str = "strategy"
+    readings: tuple[Literal["paper", "honest", "last", "early", "late"], ...] = ("paper", "honest", "last")
     sweeps: list[Sweep] = field(default_factory=list)
     quick: Table = field(default_factory=dict)
     overrides: Table = field(default_factory=dict)
@@ -191,23 +195,24 @@ class Suite:
     @cached_property
     def cells(self) -> list[Cell]:
         """Every run that the suite needs; those of several seeds come seed by seed, so that all rows fill up together."""
-        plan: list[tuple[str, str, tuple[str, float] | None]]
+        plan: list[tuple[str, str, tuple[Sweep, float] | None]]
         plan = [(column, row, None) for column in self.experiments for row in self.strategies]
         for sweep in self.sweeps:
             if sweep.column in self.experiments:
-                plan += [(sweep.column, row, (sweep.key, value)) for row in sweep.rows if row in self.strategies for value in sweep.values]
+                plan += [(sweep.column, row, (sweep, value)) for row in sweep.rows if row in self.strategies for value in sweep.values]
         return [self._cell(*spot, seed) for seed in range(self.seeds) for spot in plan]
 
-    def _cell(self, column: str, row: str, swept: tuple[str, float] | None, seed: int) -> Cell:
+    def _cell(self, column: str, row: str, swept: tuple[Sweep, float] | None, seed: int) -> Cell:
         asked, variant = self.experiments[column], self.strategies[row]
         base, chosen = self._base(asked)
         known = self._settings(asked, variant)
         offered = {key: value for key, value in asked.offer.items() if key in known}
         base["strategy"] = {**base["strategy"], **offered} if variant.strategy is None else {**offered, **variant.strategy}
         everywhere = {key: value for key, value in self.overrides.items() if self._applies(key, asked, variant)}
-        overrides = {"seed": seed, **LEAN, **chosen, **variant.set, **everywhere, **(dict([swept]) if swept else {})}
+        varied = {**swept[0].set, swept[0].key: swept[1]} if swept else {}
+        overrides = {"seed": seed, **LEAN, **chosen, **variant.set, **everywhere, **varied}
         experiment = Experiment.from_tables(overridden(base, overrides), f"{self.name}/{column}/{row}")
-        return Cell(column, row, seed, swept, experiment)
+        return Cell(column, row, seed, (swept[0].title, swept[1]) if swept else None, experiment)
 
     def _base(self, column: Column) -> tuple[dict[str, Any], dict[str, Any]]:
         """The tables of a column's experiment, and the column's overrides; on real data once ``data.root`` says where."""

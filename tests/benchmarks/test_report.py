@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks import figures, report
 from benchmarks.bench import Results
-from benchmarks.report import SELECTIONS, Rounds
+from benchmarks.report import READINGS, Rounds, early, honest, late, lowest
 from benchmarks.statistics import summarize
 from benchmarks.suite import Suite
 from server.folder import RunFolder
@@ -73,16 +73,32 @@ def line(text: str, label: str) -> str:
 @pytest.mark.parametrize(
     ("test_loss", "validation_loss", "rounds"),
     [
-        ([1, 9, 5, 7], [1, 3, 9, 8], {"paper": 2, "honest": 1, "last": 3}),  # the untrained model is never the answer
-        ([1, NAN, 5, NAN, 7], [NAN] * 5, {"paper": 2, "honest": None, "last": 4}),  # what was not measured chooses nothing
-        ([1, 5, 5], [1, 2, 2], {"paper": 1, "honest": 1, "last": 2}),  # the first of equals
-        ([1], [1], {"paper": 0, "honest": 0, "last": 0}),
-        ([NAN, NAN], [NAN, NAN], {"paper": None, "honest": None, "last": 1}),
+        ([1, 9, 5, 7], [1, 3, 9, 8], (2, 1)),  # the untrained model is never the answer
+        ([1, NAN, 5, NAN, 7], [NAN] * 5, (2, None)),  # what was not measured chooses nothing
+        ([1, 5, 5], [1, 2, 2], (1, 1)),  # the first of equals
+        ([1], [1], (0, 0)),
+        ([NAN, NAN], [NAN, NAN], (None, None)),
     ],
 )
 def test_selections_pick_the_rounds_they_say(test_loss, validation_loss, rounds):
-    table = pd.DataFrame({"test_loss": test_loss, "validation_loss": validation_loss})
-    assert {name: select(table) for name, select in SELECTIONS.items()} == rounds
+    table = pd.DataFrame({"test_loss": test_loss, "validation_loss": validation_loss, "step": range(len(test_loss))})
+    assert (lowest("test_loss")(table), honest(table)) == rounds
+    assert READINGS["last"](table, "step") == len(test_loss) - 1
+    chosen = READINGS["honest"](table, "step")
+    assert chosen == rounds[1] if rounds[1] is not None else math.isnan(chosen)
+
+
+def test_a_curve_may_be_read_by_its_beginning_or_its_end():
+    table = pd.DataFrame({"round": range(31), "acc": [100.0, *(float(number) if number % 2 == 0 else NAN for number in range(1, 31))]})
+    assert early(table, "acc") == 6.0, "rounds 2, 4, 6, 8 and 10"
+    assert late(table, "acc") == 16.0, "rounds 2 to 30, the untrained model is no evaluation of the training"
+    assert math.isnan(early(table[:2], "acc"))
+
+
+def test_a_suite_chooses_its_readings(results):
+    text = written(results({"a": losses(1.0, 2.0)}, {"readings": ["late", "last"], "rows_are": "method"}))
+    assert "| method | median of last 20 | last round |" in text and "lowest test loss" not in text
+    assert "*median of last 20* evaluations is the protocol of DoubleMatch's tables; *last round* chooses nothing." in text
 
 
 def test_a_table_reports_its_metric_at_the_selected_rounds(results):
@@ -206,7 +222,7 @@ def test_the_csv_reads_back_to_the_same_numbers(results):
     )
     table = pd.read_csv(io.StringIO(report.csv(made.suite, found(made)))).set_index(["strategy", "selection"])
     (block,) = found(made)
-    assert set(table.index) == {(row, selection) for row in "ab" for selection in SELECTIONS}
+    assert set(table.index) == {(row, selection) for row in "ab" for selection in ("paper", "honest", "last")}
     for (row, selection), values in table.iterrows():
         summary = block.rows[row][selection]
         assert tuple(values[["mean", "std", "ci_low", "ci_high", "p_holm"]]) == (

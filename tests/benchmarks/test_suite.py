@@ -71,7 +71,10 @@ def test_only_keeps_the_rows_and_columns_that_it_names():
     suite = Suite.load("fedilc", seeds=1)
     some = suite.only(["fishr-inter-geo", "synthetic-icu"])
     assert {(cell.row, cell.column) for cell in some.cells} == {("fishr-inter-geo", "synthetic-icu")}
-    assert {cell.swept for cell in some.cells} == {None, *(("strategy.penalty_weight", value) for value in (0.0, 0.01, 0.1, 1.0, 10.0))}
+    assert {cell.swept for cell in some.cells} == {
+        None,
+        *(("Figure 2: OOD test loss against lambda", value) for value in (0.0, 0.01, 0.1, 1.0, 10.0)),
+    }
     assert {cell.column for cell in suite.only(["fedsgd"]).cells} == set(suite.experiments)
     assert {cell.row for cell in suite.only(["color-digits"]).cells} == set(suite.strategies)
     assert suite.only([]).cells == suite.cells
@@ -178,7 +181,7 @@ def test_cells_of_equal_experiments_share_one_folder(load, tmp_path):
     twin = {"label": "FedAvg again", "strategy": {"name": "fedavg", "epochs": 1}}
     suite = load({"sweeps": [sweep], "strategies.twin": twin}, seeds=1)
     folders = {(cell.row, cell.swept): folder(tmp_path, cell.experiment) for cell in suite.cells}
-    assert folders["fedavg", None] == folders["twin", None] == folders["fedavg", ("strategy.epochs", 1)]
+    assert folders["fedavg", None] == folders["twin", None] == folders["fedavg", ("Epochs", 1)]
     assert len(set(folders.values())) == 3  # fedsgd, and fedavg with one and with two epochs
     assert all(path.is_relative_to(tmp_path) for path in folders.values())
 
