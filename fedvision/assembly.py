@@ -52,7 +52,7 @@ class Assembly:
         strategy, learner = experiment.build_strategy(), experiment.build_learner()
         data = experiment.load_data() if data is None else data
         _check_labels(experiment, data, learner, strategy)
-        model = _laid_out(learner.build(data.spec, generator(experiment.seed, "model")).to(device))
+        model = laid_out(learner.build(data.spec, generator(experiment.seed, "model")).to(device))
         holdings = Holdings.of(learner, model)
         if holdings.keeps_trained(model) and not hasattr(strategy, "client_optimizer"):
             kept = f"parameters such as {holdings.keeps_trained(model)[0]!r} stay with the clients, who take no steps with"
@@ -84,7 +84,7 @@ def _check_labels(experiment: Experiment, data: FederatedData, learner: Learner,
         raise ExperimentError(f"{fact}; choose one that has, as fedavg")
 
 
-def _laid_out(model: nn.Module) -> nn.Module:
+def laid_out(model: nn.Module) -> nn.Module:
     """The model, with channels as the fastest-running dimension on a CPU: most convolutions take less time so."""
     on_cpu = all(param.device.type == "cpu" for param in model.parameters())
     return model.to(memory_format=torch.channels_last) if on_cpu else model  # type: ignore[call-overload, no-any-return]

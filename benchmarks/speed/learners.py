@@ -1,0 +1,190 @@
+"""Local steps of the papers' learners against plain PyTorch and timm loops that do the same: ``python -m benchmarks.speed.learners``.
+
+Both take turns within every repeat on the same images, networks and threads, so that the ratios hold on another machine, or
+beside other work, where the seconds do not. The first repeat warms up and is not counted. The plain loops use this project's
+networks, views and teacher, and have their own batches, losses, optimizer and moving averages.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.data.mixup import Mixup
+from timm.loss.cross_entropy import SoftTargetCrossEntropy
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+from torch.nn import functional as F
+
+from fedvision import ctaugment
+from fedvision.assembly import laid_out
+from fedvision.data import Examples, Spec
+from fedvision.experiment import Experiment
+from fedvision.holdings import Holdings
+from fedvision.learners.doublematch import DoubleMatch
+from fedvision.learners.learner import Learner
+from fedvision.learners.usi import USI
+from fedvision.seeds import generator, global_generators
+from fedvision.silo import Silo
+from fedvision.views import weak
+
+Loop = Callable[[int], None]
+"""So many steps of training."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is measured.
+
+    Attributes:
+        experiment: a bundled one.
+        spec: of the random images that stand for its data.
+        batch: images a step, of those without labels.
+        changes: of the experiment's settings.
+    """
+
+    experiment: str
+    spec: Spec
+    batch: int
+    changes: Mapping[str, Any]
+
+
+SCENES = {"name": "scenes", "size": 32, "classes": 10, "examples": 64, "test_examples": 1}
+
+PRESETS = {
+    "DoubleMatch, tiny": Preset("doublematch-tiny", Spec((1, 8, 8), 10), 80, {}),
+    "DoubleMatch, WRN-28-2 at 32 pixels, 8 + 56 images": Preset(
+        "doublematch-cifar10", Spec((3, 32, 32), 10), 56, {"learner.labeled_batch": 8}
+    ),
+    "USI, tiny": Preset("usi-tiny", Spec((3, 16, 16), 5), 32, {"learner.teacher.steps": 1, "learner.teacher.data.examples": 64}),
+    "USI, ResNet-18 at 32 pixels, 32 images": Preset(
+        "usi-tiny",
+        Spec((3, 32, 32), 10),
+        32,
+        {"learner.model": "resnet18", "learner.teacher": {"model": "resnet26", "steps": 1, "data": SCENES}},
+    ),
+}
+
+
+def ours(learner: Learner, model: nn.Module, examples: Examples, preset: Preset, optimizer: dict[str, Any]) -> Loop:
+    """A client's steps."""
+    holdings = Holdings.of(learner, model)
+
+    def train(steps: int) -> None:
+        rng = generator(0, "ours")
+        with global_generators(rng):
+            silo = Silo(learner, model, holdings.shared, examples, None, rng, 0.0, 1.0, holdings)
+            silo.descend(silo.batches(preset.batch, steps=steps), optimizer)
+
+    return train
+
+
+def plain_doublematch(learner: DoubleMatch, model: Any, examples: Examples, preset: Preset, optimizer: dict[str, Any]) -> Loop:
+    """The same by hand."""
+    network, average, rates = model.network, model.average, model.rates
+    kernels = [param for param in network.parameters() if param.ndim > 1]
+    others = [param for param in network.parameters() if param.ndim < 2]
+    groups = [{"params": kernels, "weight_decay": optimizer["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
+
+    def train(steps: int) -> None:
+        rng = generator(0, "plain")
+        model.train()
+        sgd = torch.optim.SGD(groups, lr=optimizer["lr"], momentum=0.9, nesterov=True)
+        for _ in range(steps):
+            chosen = torch.randperm(len(examples), generator=rng)[: learner.labeled_batch]
+            labels = examples.label[chosen]
+            images = 2 * examples.image[torch.randperm(len(examples), generator=rng)[: preset.batch]] - 1
+            view = weak(2 * examples.image[chosen] - 1, rng, learner.flip)
+            probes = ctaugment.probe_policies(len(view), rng)
+            probe = ctaugment.applied(view, probes)
+            w, s = weak(images, rng, learner.flip), weak(images, rng, learner.flip)
+            s = ctaugment.applied(s, ctaugment.strong_policies(rates, len(s), rng))
+            features = network.backbone.features(torch.cat([view, w, s]))
+            logits = network.backbone.classifier(features)
+            y, u, v = logits.split([len(view), len(w), len(s)])
+            z = features[len(view) : len(view) + len(w)].detach()
+            sure, pseudo = u.detach().softmax(1).max(1)
+            loss = F.cross_entropy(y, labels)
+            loss = loss + (F.cross_entropy(v, pseudo, reduction="none") * (sure >= learner.threshold)).mean()
+            loss = loss + learner.similarity_weight * (1 - F.cosine_similarity(network.projection(features[-len(s) :]), z)).mean()
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - learner.ema_decay)
+                for own, theirs in zip(average.buffers(), network.buffers(), strict=True):
+                    own.copy_(theirs)
+                near = ctaugment.proximity(average(probe).logits.softmax(1), labels)
+                rates.copy_(ctaugment.updated(rates, probes.operations, probes.levels, near))
+
+    return train
+
+
+def plain_usi(learner: USI, model: Any, examples: Examples, preset: Preset, optimizer: dict[str, Any]) -> Loop:
+    """The same by hand, with timm's parts."""
+    network, teacher = model.network, model.teacher
+    mixup, criterion = Mixup(learner.mixup, learner.cutmix, label_smoothing=0.0, num_classes=model.classes), SoftTargetCrossEntropy()
+    decayed = [param for param in network.parameters() if param.ndim > 1]
+    others = [param for param in network.parameters() if param.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": optimizer["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
+
+    def train(steps: int) -> None:
+        rng = generator(0, "plain")
+        ema, adamw = ModelEmaV3(network, decay=learner.ema_decay), torch.optim.AdamW(groups, lr=optimizer["lr"])
+        network.train()
+        for _ in range(steps):
+            index = torch.randperm(len(examples), generator=rng)[: preset.batch]
+            images, targets = mixup(model.own(examples.image[index]), examples.label[index])
+            logits = network(images)
+            with torch.no_grad():
+                advice = teacher(model.teachers(model.own.undone(images)))
+            divergence = F.kl_div(logits.log_softmax(1), advice.log_softmax(1), reduction="batchmean", log_target=True)
+            loss = criterion(logits, targets) + learner.alpha * divergence
+            adamw.zero_grad()
+            loss.backward()
+            adamw.step()
+            ema.update(network)
+
+    return train
+
+
+def ratios(preset: Preset, steps: int, repeats: int) -> list[float]:
+    """Our time over the plain loop's, in each repeat."""
+    experiment = Experiment.load(preset.experiment, preset.changes)
+    learner: Any = experiment.build_learner()
+    optimizer = dict(experiment.strategy.settings["client_optimizer"])
+    rng = generator(0, "images")
+    images = torch.rand(512, *preset.spec.image_shape, generator=rng)
+    examples = Examples({"image": images, "label": torch.randint(preset.spec.classes, (512,), generator=rng)})
+    models = [laid_out(learner.build(preset.spec, generator(0, "model"))) for _ in range(2)]
+    plain = plain_doublematch if isinstance(learner, DoubleMatch) else plain_usi
+    loops = [ours(learner, models[0], examples, preset, optimizer), plain(learner, models[1], examples, preset, optimizer)]
+    measured = [[_seconds(loop, steps) for loop in loops] for _ in range(repeats + 1)]
+    return [one / other for one, other in measured[1:]]
+
+
+def _seconds(loop: Loop, steps: int) -> float:
+    start = time.perf_counter()
+    loop(steps)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print a line for each preset."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--steps", type=int, default=10, help="of training in a repeat")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"time of our local steps / plain loop, median [least, most] of {arguments.repeats} repeats, {arguments.threads} thread(s)")
+    for name, preset in PRESETS.items():
+        found = ratios(preset, arguments.steps, arguments.repeats)
+        print(f"{name:<52}{statistics.median(found):>6.2f} [{min(found):.2f}, {max(found):.2f}]", flush=True)
+
+
+if __name__ == "__main__":
+    main()
