@@ -150,12 +150,14 @@ def print_card(console: Console, data: FederatedData) -> None:
     """The card of a partition: what each client holds, and how far its classes are from everybody's."""
     facts = card(data)
     table = Table(title=f"{data.name}: {data.num_clients} clients, {data.classes} classes", title_justify="left", title_style="bold")
-    for heading in ("client", "train", "validation", "examples per class", "TV", "JS (bits)"):
+    hidden = bool(facts.unlabeled.any())
+    for heading in ("client", "train", *(["unlabeled"] if hidden else []), "validation", "examples per class", "TV", "JS (bits)"):
         table.add_column(heading, justify="left" if heading == "examples per class" else "right")
     for client in range(min(data.num_clients, MOST_CLIENTS)):
         classes = " ".join(str(n) for n in facts.counts[client]) if data.classes <= 20 else f"{(facts.counts[client] > 0).sum()} classes"
         divergences = (f"{facts.total_variation[client]:.3f}", f"{facts.jensen_shannon[client]:.3f}")
-        table.add_row(str(client), str(facts.train[client]), str(facts.validation[client]), classes, *divergences)
+        sizes = (facts.train[client], *([facts.unlabeled[client]] if hidden else []), facts.validation[client])
+        table.add_row(str(client), *map(str, sizes), classes, *divergences)
     console.print(table)
     if data.num_clients > MOST_CLIENTS:
         console.print(f"... and {data.num_clients - MOST_CLIENTS} more clients")
@@ -163,9 +165,14 @@ def print_card(console: Console, data: FederatedData) -> None:
         f"{facts.train.sum()} training, {facts.validation.sum()} validation, {len(data.test)} test examples "
         f"of shape {data.spec.image_shape}; sizes {facts.train.min()} to {facts.train.max()}"
     )
+    if data.server is not None:
+        console.print(f"the server trains on {len(data.server)} labeled examples of its own")
+    if not facts.counts.any():
+        console.print("no client has a label")
+        return
     console.print(
-        f"mean divergence from the global label distribution: total variation {facts.mean_total_variation:.3f}, "
-        f"Jensen-Shannon {facts.mean_jensen_shannon:.3f} bits"
+        f"mean divergence from the global distribution of {'known ' if hidden else ''}labels: "
+        f"total variation {facts.mean_total_variation:.3f}, Jensen-Shannon {facts.mean_jensen_shannon:.3f} bits"
     )
 
 

@@ -59,7 +59,7 @@ def captions(
     Raises:
         DataError: a missing file, JSON of another kind, pictures without a caption.
     """
-    folder = existing(Path(root), "set captions.root")
+    folder = existing(Path(root), "set data.root")
     train = captioned(folder / annotations, folder / images)
     if test_annotations is not None:
         test = captioned(folder / test_annotations, folder / (test_images or images))
@@ -72,7 +72,7 @@ def captions(
         train, test = [train[i] for i in order[cut:]], [train[i] for i in order[:cut]]
     if not train or not test:
         raise DataError(
-            f"{folder / annotations} leaves {len(train)} pictures to train and {len(test)} to test on; set captions.test_fraction, e.g. 0.2"
+            f"{folder / annotations} leaves {len(train)} pictures to train and {len(test)} to test on; set data.test_fraction, e.g. 0.2"
         )
     return Pool(_with_captions(train, size, wordings), _with_captions(test, size, wordings), classes=0)
 
@@ -99,9 +99,7 @@ def captioned(file: Path, images: Path) -> list[Captioned]:
             raise DataError(f"{file} has no caption for {item.file.name}; add one or leave the picture out")
     missing = [item.file for item in listed if not item.file.is_file()]
     if missing:
-        raise DataError(
-            f"{file} names {len(listed)} pictures, of which {len(missing)} are missing, such as {missing[0]}; set captions.images"
-        )
+        raise DataError(f"{file} names {len(listed)} pictures, of which {len(missing)} are missing, such as {missing[0]}; set data.images")
     return listed
 
 
@@ -127,9 +125,9 @@ def _json(file: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as JSON ({error}); set captions.annotations to the annotation file") from error
+        raise DataError(f"{file} cannot be read as JSON ({error}); set data.annotations to the annotation file") from error
     if not isinstance(content, dict):
-        raise DataError(f"{file} holds a {type(content).__name__}, not a table; set captions.annotations to a file as of COCO or Karpathy")
+        raise DataError(f"{file} holds a {type(content).__name__}, not a table; set data.annotations to a file as of COCO or Karpathy")
     return content
 
 

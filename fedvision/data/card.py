@@ -33,6 +33,11 @@ class Card:
     jensen_shannon: np.ndarray
 
     @property
+    def unlabeled(self) -> np.ndarray:
+        """Training examples per client whose label is not known, int64 [clients]."""
+        return np.asarray(self.train - self.counts.sum(axis=1))
+
+    @property
     def mean_total_variation(self) -> float:
         """Mean over clients, each counting the same; 0: all have the same mix of classes."""
         return float(self.total_variation.mean())

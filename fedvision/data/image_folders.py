@@ -31,13 +31,13 @@ def image_folder(*, root: str, size: Count = 64, test_fraction: Fraction = 0.2, 
     Raises:
         DataError: a folder that is missing or empty, test classes that nobody trains on, a file that is no picture.
     """
-    folder = existing(Path(root), "set image-folder.root")
+    folder = existing(Path(root), "set data.root")
     parts = [part for part in ("train", "test", "validation") if (folder / part).is_dir()]
     if not parts:
         everything, classes = _classified(folder, None, size)
         held, kept = stratified(everything.label.numpy(), test_fraction, rng)
         if not len(held) or not len(kept):
-            raise DataError(f"image-folder.test_fraction = {test_fraction} leaves no picture to train or to test on; choose e.g. 0.2")
+            raise DataError(f"data.test_fraction = {test_fraction} leaves no picture to train or to test on; choose e.g. 0.2")
         return Pool(everything[torch.from_numpy(kept)], everything[torch.from_numpy(held)], len(classes))
     if not {"train", "test"} <= set(parts):
         raise DataError(

@@ -47,10 +47,10 @@ def paired_folders(
     Raises:
         DataError: a missing folder or file, maps that differ in size from their picture, ids out of range, an unknown modality.
     """
-    folder = existing(Path(root), "set paired-folders.root")
+    folder = existing(Path(root), "set data.root")
     for name in modalities:
         if name not in ("depth", "semseg"):
-            raise DataError(f"paired-folders.modalities names {name!r}; {nearest(name, ['depth', 'semseg'])}")
+            raise DataError(f"data.modalities names {name!r}; {nearest(name, ['depth', 'semseg'])}")
     if semantic_classes > IGNORED:
         raise DataError(f"paired-folders.semantic_classes = {semantic_classes}; ids are stored in a byte, choose at most {IGNORED}")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import aggregation, measure, report, scaling
+from benchmarks.speed import aggregation, learners, measure, report, scaling
 from benchmarks.speed.child import Turns, decoded, encoded
 from benchmarks.speed.jobs import CONVOLUTIONS, CROSS_SILO, JOBS, MANY_SMALL
 from benchmarks.speed.measure import Whole, difference
@@ -226,3 +226,9 @@ def test_aggregation_is_measured_by_threads(capsys):
     found = aggregation.measured(2, 10, 1, [1], with_flower=True)
     assert list(found) == ["1"] and all(len(times) == 1 and math.isfinite(times[0]) for times in found["1"].values())
     assert "| arithmetic mean |" in aggregation.markdown(found["1"], "tiny")
+
+
+@pytest.mark.parametrize("name", ["DoubleMatch, tiny", "USI, tiny"])
+def test_local_steps_of_the_papers_learners_are_compared_with_plain_loops(name):
+    found = learners.ratios(learners.PRESETS[name], steps=1, repeats=2)
+    assert len(found) == 2 and all(ratio > 0 for ratio in found)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import display
 from fedvision.data import FederatedData
 from fedvision.data.labels import Labels
 from fedvision.errors import DataError, ExperimentError
@@ -114,3 +115,14 @@ def test_a_learner_that_needs_labels_says_so(strategy):
         ExperimentError, match=r"1398 of 1438 training examples have no label, which learner classifier needs; .* drop = true"
     ):
         Assembly.of(Experiment.from_tables(tables))
+
+
+def test_the_card_says_what_is_unlabeled_and_what_the_server_has(capsys):
+    display.print_card(display.Console(width=200), loaded(labels={"fraction": 0.1}))
+    some = capsys.readouterr().out
+    assert "unlabeled" in some and "global distribution of known labels" in some
+    display.print_card(display.Console(width=200), loaded(labels={"count": 40, "at": "server"}))
+    none = capsys.readouterr().out
+    assert "the server trains on 40 labeled examples of its own" in none and "no client has a label" in none
+    display.print_card(display.Console(width=200), loaded())
+    assert "unlabeled" not in capsys.readouterr().out
