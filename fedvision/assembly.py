@@ -14,7 +14,7 @@ from fedvision.data.examples import LABEL
 from fedvision.errors import ExperimentError
 from fedvision.experiment import Experiment, parse_overrides
 from fedvision.holdings import Holdings
-from fedvision.learners.learner import Learner
+from fedvision.learners.learner import Learner, composes_its_batches, is_mean_over_examples
 from fedvision.seeds import generator
 
 
@@ -51,7 +51,7 @@ class Assembly:
         device = _device(experiment.device)
         strategy, learner = experiment.build_strategy(), experiment.build_learner()
         data = experiment.load_data() if data is None else data
-        _check_labels(experiment, data, learner, strategy)
+        _check_fit(experiment, data, learner, strategy)
         model = laid_out(learner.build(data.spec, generator(experiment.seed, "model")).to(device))
         holdings = Holdings.of(learner, model)
         if holdings.keeps_trained(model) and not hasattr(strategy, "client_optimizer"):
@@ -72,13 +72,16 @@ class Assembly:
         return bool(strategy or self.holdings.private)
 
 
-def _check_labels(experiment: Experiment, data: FederatedData, learner: Learner, strategy: Any) -> None:
-    """Refuse examples without labels where the learner needs them, and a server that should train and cannot."""
+def _check_fit(experiment: Experiment, data: FederatedData, learner: Learner, strategy: Any) -> None:
+    """Refuse examples without labels where the learner needs them, and strategies that ask for what there is not."""
     if LABEL in data.train.examples and not learner.learns_unlabeled:
         missing = int((data.train.examples.label < 0).sum())
         if missing:
             fact = f"{missing} of {len(data.train.examples)} training examples have no label, which learner {experiment.learner.name} needs"
             raise ExperimentError(f"{fact}; choose another, as doublematch, or leave them out with [labels] drop = true")
+    if getattr(strategy, "per_example", False) and composes_its_batches(learner) and not is_mean_over_examples(learner):
+        fact = f"strategy {experiment.strategy.name} needs the gradient of each example"
+        raise ExperimentError(f"{fact}, and the loss of learner {experiment.learner.name} is no mean over examples; choose e.g. fedavg")
     if data.server is not None and not hasattr(strategy, "trained"):
         fact = f"strategy {experiment.strategy.name} has no local steps that the server could take on its own labels"
         raise ExperimentError(f"{fact}; choose one that has, as fedavg")

@@ -60,6 +60,7 @@ class FedCurv(LocalStrategy):
     """
 
     client_memory = True
+    per_example = True
     penalty_weight: NonNegative = 1.0
     chunk_size: Count = 64
 

@@ -84,6 +84,7 @@ class FishrStrategy(GradientStrategy):
         penalty: ``exact``, in two phases; or ``stale``, in one, with the previous round's Cbar.
     """
 
+    per_example = True
     penalty_weight: NonNegative = 15.0
     penalty_weight_final: NonNegative | None = None
     penalty_anneal_rounds: Natural = 0

@@ -190,9 +190,11 @@ class Strategy(FlowerStrategy):
         failures: those that failed or were refused.
         answered: how many answers were accepted.
         client_memory: whether the client half keeps anything in ``silo.state`` from one round to the next.
+        per_example: whether it needs the gradient of each example, of a loss that is a mean over them.
     """
 
     client_memory: ClassVar[bool] = False
+    per_example: ClassVar[bool] = False
     fraction: PositiveFraction = 1.0
     fraction_evaluate: PositiveFraction | None = None
     min_clients: Count = 1

@@ -145,6 +145,12 @@ def test_a_server_without_local_steps_cannot_train(here):
         run("doublematch-tiny", {"strategy": {"name": "fedsgd"}}, out=here / "run")
 
 
+@pytest.mark.parametrize("strategy", ["fedcurv", "fishr-inter-geo"])
+def test_a_strategy_of_per_example_gradients_is_refused_where_there_are_none(here, strategy):
+    with pytest.raises(ExperimentError, match=f"strategy {strategy} needs the gradient of each example, and the loss"):
+        run("doublematch-tiny", {"strategy": {"name": strategy}, "labels.at": "clients"}, out=here / "run")
+
+
 def test_a_learner_never_sees_a_label_that_is_hidden():
     data = Experiment.load("doublematch-tiny").load_data()
     assert isinstance(data.train.examples, Examples) and data.train.examples.label.max() == -1
