@@ -114,7 +114,15 @@ def of_run(path: Path) -> Backbone:
         raise RunError(f"{path} holds no test_accuracy; give a run that evaluates a test set")
     network = getattr(assembly.model, "network", assembly.model)  # of a learner that keeps others beside it
     spec = assembly.data.spec
-    return Backbone(path.name, network.eval().float().cpu(), spec.image_shape, float(known.iloc[-1]), f"run {path.name}")
+    return Backbone(_called(run, path), network.eval().float().cpu(), spec.image_shape, float(known.iloc[-1]), f"run {path.name}")
+
+
+def _called(run: Run, path: Path) -> str:
+    """A network by its learner's model, and by its widths where it has any; by its run where the learner names no model."""
+    chosen = run.experiment.learner.settings
+    widths = chosen.get("widths") or chosen.get("hidden")
+    sized = chosen.get("model") in ("cnn", "mlp") and widths
+    return f"{chosen['model']} {'-'.join(map(str, widths))}" if sized else str(chosen.get("model") or chosen.get("network") or path.name)
 
 
 def of_timm(name: str, classes: int = 1000, side: int | None = None) -> Backbone:
