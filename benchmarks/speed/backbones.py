@@ -120,9 +120,9 @@ def of_run(path: Path) -> Backbone:
 def _called(run: Run, path: Path) -> str:
     """A network by its learner's model, and by its widths where it has any; by its run where the learner names no model."""
     chosen = run.experiment.learner.settings
-    widths = chosen.get("widths") or chosen.get("hidden")
-    sized = chosen.get("model") in ("cnn", "mlp") and widths
-    return f"{chosen['model']} {'-'.join(map(str, widths))}" if sized else str(chosen.get("model") or chosen.get("network") or path.name)
+    widths = (chosen.get("widths") or chosen.get("hidden") or ()) if chosen.get("model") in ("cnn", "mlp") else ()
+    name = str(chosen.get("model") or chosen.get("network") or path.name)
+    return " ".join([name, "-".join(map(str, widths))]).strip()
 
 
 def of_timm(name: str, classes: int = 1000, side: int | None = None) -> Backbone:
