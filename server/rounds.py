@@ -81,7 +81,7 @@ class Session:
                 lost = f"what the clients of {self.folder.path} kept from round to round was lost with Flower's run"
                 raise RunError(f"{lost}; start again in another folder")
             self.own.update(checkpoint.server)
-            if checkpoint.clients is not None:
+            if checkpoint.clients:
                 grid.load_client_states(checkpoint.clients)  # type: ignore[attr-defined]
             return checkpoint.round, pack(self._on_device(checkpoint.arrays))
         return -1, pack(self._on_device(self._initial_arrays()))
