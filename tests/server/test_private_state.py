@@ -1,6 +1,6 @@
 """What silos keep between rounds: training goes on as if it had never stopped, on every engine, and after a restart."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -157,3 +157,17 @@ def test_a_module_may_be_private_in_every_learner(here):
     done = trained(held, here, learner=learner, rounds=1)
     assert not any("norm" in name for name in load_file(done.path / "model.safetensors"))
     assert done.rounds["test_loss"].notna().all()
+
+
+def test_a_run_whose_clients_have_kept_nothing_yet_goes_on(here):
+    asked = {"strategy": {"name": "scaffold", "batch_size": 5}, "learner": {"name": "classifier", "hidden": [4]}}
+
+    def stop(row):
+        if row["round"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(data(2), here, on_round=stop, **asked)
+    file = here / "run" / "checkpoint.safetensors"
+    replace(Checkpoint.load(file), clients={}).save(file)  # as if every client had dropped out
+    assert len(trained(data(2), here, resume=True, **asked).rounds) == 5
