@@ -34,7 +34,7 @@ bench: setup ## measure the aggregation against reading its inputs once
 speed: setup ## measure our engines against a plain PyTorch loop and Flower's simulation (about an hour)
 	$(BIN)/python -m benchmarks.speed
 
-docs: setup ## make the tables and pictures of docs/ anew (about two hours)
+docs: setup ## make the tables and pictures of docs/ anew (an hour or two)
 	$(BIN)/python -m benchmarks.figures_scenes
 	$(BIN)/fedvision bench fedilc --out docs/results/fedilc
 	$(BIN)/fedvision bench doublematch --out docs/results/doublematch

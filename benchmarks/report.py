@@ -3,7 +3,7 @@
 import math
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -17,85 +17,16 @@ from rich.table import Table
 
 from benchmarks import figures
 from benchmarks.bench import Results
+from benchmarks.readings import READINGS, honest
 from benchmarks.runs import Run
 from benchmarks.statistics import Summary, summarize
 from benchmarks.suite import Cell, Column, Report, Suite, Sweep
 from server.folder import RunFolder, write_atomically
 from server.rounds import ENVIRONMENT_ACCURACY
 
-Selection = Callable[[pd.DataFrame], int | None]
-Reading = Callable[[pd.DataFrame, str], float]
-
-
-def lowest(column: str) -> Selection:
-    """The round, of those after training began, in which ``column`` is lowest; None if it was never measured.
-
-    A run that trained nothing has the initial model only, round 0.
-    """
-
-    def select(rounds: pd.DataFrame) -> int | None:
-        if len(rounds) == 1:
-            return 0
-        trained = rounds[column].to_numpy(dtype=float)[1:]
-        return None if np.isnan(trained).all() else 1 + int(np.nanargmin(trained))
-
-    return select
-
-
-honest = lowest("validation_loss")
-"""The round in which the silos' validation loss is lowest."""
-
-
-def at(select: Selection) -> Reading:
-    """A metric in the round that is selected; NaN if none can be."""
-
-    def read(rounds: pd.DataFrame, metric: str) -> float:
-        index = select(rounds)
-        return math.nan if index is None else float(rounds[metric].iloc[index])
-
-    return read
-
-
-def early(rounds: pd.DataFrame, metric: str) -> float:
-    """The mean of a metric over the evaluations in the first third of the training."""
-    begun = rounds[(rounds["round"] >= 1) & (rounds["round"] <= rounds["round"].iloc[-1] / 3)]
-    return float(begun[metric].mean())
-
-
-def late(rounds: pd.DataFrame, metric: str) -> float:
-    """The median of a metric over the last 20 evaluations."""
-    return float(rounds[metric].dropna().iloc[1:].tail(20).median())
-
-
-READINGS: dict[str, Reading] = {
-    "paper": at(lowest("test_loss")),
-    "honest": at(honest),
-    "last": at(lambda rounds: len(rounds) - 1),
-    "early": early,
-    "late": late,
-}
-"""How a run's curve becomes one number. ``paper``: where the test loss is lowest, as the FedILC paper does, which peeks at
-the test set; ``honest``: where the silos' validation loss is lowest; ``last``: no choice at all; ``early``: how fast it
-learns; ``late``: as DoubleMatch's tables."""
-
-
 SIMULATED = "simulated_seconds"
 """The column of a round's seconds on the virtual clock, in runs whose experiment has a behavior."""
 
-HEADINGS = {
-    "paper": "lowest test loss",
-    "honest": "silo validation",
-    "last": "last round",
-    "early": "mean of first third",
-    "late": "median of last 20",
-}
-MEANINGS = {
-    "paper": "*lowest test loss* is the round of FedILC's protocol, and peeks at the test set",
-    "honest": "*silo validation* is the round that the silos would choose",
-    "last": "*last round* chooses nothing",
-    "early": "*mean of first third* tells how fast a method learns",
-    "late": "*median of last 20* evaluations is the protocol of DoubleMatch's tables",
-}
 WIDE = 100
 """Columns that a terminal must have for the published numbers to be printed too; the files always have them."""
 FEW = 2
@@ -155,7 +86,7 @@ def _block(report: Report, name: str, column: Column, tables: dict[str, list[pd.
     complete = {row: runs for row, runs in tables.items() if len(runs) == seeds}
     for reading in suite.readings:
         values = {
-            row: tuple(report.scale * READINGS[reading](run, report.metric) for run in runs)
+            row: tuple(report.scale * READINGS[reading].of(run, report.metric) for run in runs)
             for row, runs in complete.items()
             if all(report.metric in run for run in runs)
         }
@@ -223,7 +154,7 @@ def print_tables(console: Console, results: Results) -> None:
         table = Table(title=escape(f"{block.report.title}: {block.title}"), title_justify="left", title_style="bold")
         table.add_column(suite.rows_are, no_wrap=True)
         wide = bool(block.published) and console.width >= WIDE
-        for heading in [*(["published"] if wide else []), *(HEADINGS[reading] for reading in suite.readings)]:
+        for heading in [*(["published"] if wide else []), *(READINGS[reading].heading for reading in suite.readings)]:
             table.add_column(heading, justify="right")
         for row, summaries in block.rows.items():
             cells = [_marked(summaries.get(reading), "[bold]", "[/]") for reading in suite.readings]
@@ -306,14 +237,14 @@ def _preamble(suite: Suite) -> list[str]:
         f"{_plural(suite.seeds, 'paired seed')}: a seed fixes the data, their split and the initial weights for all rows alike.",
         "Mean ± standard deviation [95% bootstrap interval of the mean]. **Bold**: best mean. ≈: cannot be told apart from the best at the",
         "5% level (paired t-test, Holm-corrected within the column). The columns differ in what of a run's rounds is reported:",
-        "; ".join(MEANINGS[reading] for reading in suite.readings) + ".",
+        "; ".join(f"*{READINGS[reading].heading}* {READINGS[reading].meaning}" for reading in suite.readings) + ".",
         "*Published* numbers are the source's own, on its own data. MB are 10^6 bytes.",
         f"Computed on {platform.machine()}, torch {torch.__version__}, one thread a run.",
     ]
 
 
 def _markdown_table(suite: Suite, block: Block) -> list[str]:
-    headings = [suite.rows_are, *(["published"] if block.published else []), *(HEADINGS[reading] for reading in suite.readings)]
+    headings = [suite.rows_are, *(["published"] if block.published else []), *(READINGS[reading].heading for reading in suite.readings)]
     lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
     for row, summaries in block.rows.items():
         cells = [_marked(summaries.get(reading), "**", "**", interval=True) for reading in suite.readings]
@@ -406,7 +337,7 @@ def _swept(suite: Suite, sweep: Sweep, rounds: Rounds) -> dict[str, pd.DataFrame
         tables = {value: rounds.of(sweep.column, row, (sweep.title, value)) for value in sweep.values} if row in suite.strategies else {}
         complete = {value: runs for value, runs in tables.items() if len(runs) == suite.seeds and all(sweep.metric in run for run in runs)}
         if complete:
-            picked = {value: [READINGS[suite.readings[0]](run, sweep.metric) for run in runs] for value, runs in complete.items()}
+            picked = {value: [READINGS[suite.readings[0]].of(run, sweep.metric) for run in runs] for value, runs in complete.items()}
             result[suite.strategies[row].label] = pd.DataFrame(picked)
     return result
 

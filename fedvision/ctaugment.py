@@ -4,7 +4,7 @@ Everything here is a function of ``rates``: one float [19, 17], a row for each p
 each bin of its range [0, 1). Policies are drawn from the rates as they are; applying them is another matter, and
 may be spread over threads without the rates going stale.
 
-Source: ReMixMatch, arXiv 1911.09785, section 3.2.2; DoubleMatch, arXiv 2205.05575, section 4, with the settings of its
+Source: ReMixMatch, arXiv 1911.09785; DoubleMatch, arXiv 2205.05575, with the settings of its
 public implementation.
 """
 

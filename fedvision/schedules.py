@@ -29,7 +29,7 @@ def gamma_cosine(progress: float, *, gamma: Fraction = 7 / 8) -> float:
         progress: how much of the training is done; beyond 1 as at 1.
         gamma: how far down the cosine to go.
 
-    Source: DoubleMatch, arXiv 2205.05575, section III; the published formula lacks gamma, the implementation has it.
+    Source: DoubleMatch, arXiv 2205.05575; the published formula lacks gamma, the implementation has it.
     """
     return math.cos(gamma * math.pi * min(max(progress, 0.0), 1.0) / 2)
 

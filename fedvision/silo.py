@@ -90,7 +90,7 @@ class Silo:
             epochs: how many passes.
             steps: exactly so many batches, instead of ``epochs``.
         """
-        total = steps or epochs * math.ceil(len(self.train) / size)
+        total = step_count(len(self.train), size, epochs, steps)
         for step, index in enumerate(visits(self.learner, len(self.train), size, shuffle, epochs, steps, self.rng, self.train.device)):
             self.progress = self._begun + self._span * step / total
             batch = self.learner.draw(self.model, self.train, index, self.rng)
@@ -153,6 +153,11 @@ class Silo:
         losses.add({"loss": loss.total}, len(batch))
         self._parts.add(loss.parts, len(batch))
         return loss.total
+
+
+def step_count(examples: int, size: int, epochs: int = 1, steps: int | None = None) -> int:
+    """How many batches ``Silo.batches`` makes of so many examples."""
+    return steps or epochs * math.ceil(examples / size)
 
 
 def visits(

@@ -22,7 +22,7 @@ def weak(images: Shaped[Tensor, "n c h w"], rng: torch.Generator, flip: bool = T
         flip: whether left and right may change places.
         shift: the farthest an image moves, as a fraction of each side: 4 pixels of 32 and 12 of 96.
 
-    Source: arXiv 2205.05575, section 3: flip and translation; reflection as in its public implementation.
+    Source: arXiv 2205.05575: flip and translation; reflection as in its public implementation.
     """
     n, channels, height, width = images.shape
     flips = (torch.rand(n, generator=rng) < 0.5) & flip

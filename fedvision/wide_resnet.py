@@ -1,6 +1,6 @@
 """The wide residual network of MixMatch, FixMatch and DoubleMatch, and the names of its variables in their checkpoints.
 
-Source: arXiv 1605.07146; arXiv 2205.05575, section 4, with the sizes of its public implementation.
+Source: arXiv 1605.07146; arXiv 2205.05575, with the sizes of its public implementation.
 """
 
 from collections.abc import Mapping
@@ -124,8 +124,9 @@ class WideResNet(nn.Module):
     def features(self, x: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n d"]:
         """The embedding: channels of the last stage, averaged over the image."""
         x = self.stem(x)
-        for _, block in self.blocks:
-            x = block(x)
+        for stage in self.stages:
+            for block in stage:  # type: ignore[attr-defined]
+                x = block(x)
         return F.leaky_relu(self.norm(x), SLOPE).mean((2, 3))
 
     def forward(self, x: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:

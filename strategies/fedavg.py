@@ -1,6 +1,5 @@
 """FedAvg: clients train locally, the server averages their models."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from fedvision.data import Examples
 from fedvision.optimizers import ClientOptimizer
 from fedvision.registry import strategies
 from fedvision.settings import Count
+from fedvision.silo import step_count
 from strategies.means import ArithmeticMean
 from strategies.strategy import Fold, Records, Silo, Strategy, Update, batchable
 
@@ -51,7 +51,7 @@ class LocalStrategy(Strategy):
 
     def local_steps(self, examples: int) -> int:
         """How many optimizer steps a client with so many examples takes in a round."""
-        return self.steps or self.epochs * math.ceil(examples / self.batch_size)
+        return step_count(examples, self.batch_size, self.epochs, self.steps)
 
     def trained(self, silo: Silo) -> Update:
         """The answer of plain local training."""

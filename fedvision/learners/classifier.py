@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedvision.backbones import backbone
 from fedvision.data.examples import Examples
 from fedvision.data.federated import Spec
 from fedvision.errors import ExperimentError
@@ -62,7 +63,9 @@ class Classifier(Learner):
         outputs = self.outputs or (1 if spec.classes == 2 else spec.classes)
         if outputs < spec.classes and not (outputs == 1 and spec.classes == 2):
             raise ExperimentError(f"learner.outputs = {outputs} cannot tell {spec.classes} classes apart; leave it out")
-        with global_generators(rng):  # torch's and timm's constructors know no others
+        if self.model not in ("mlp", "cnn"):
+            return self._timm(spec, outputs, rng)
+        with global_generators(rng):  # torch's constructors know no others
             return self._model(spec, outputs, rng)
 
     @mean_over_examples
@@ -84,13 +87,7 @@ class Classifier(Learner):
     def _model(self, spec: Spec, outputs: int, rng: torch.Generator) -> nn.Module:
         if self.model == "mlp":
             return xavier(MLP(spec.image_shape, (390, 390) if self.hidden is None else self.hidden, outputs, self.relu), rng)
-        if len(spec.image_shape) != 3:
-            raise ExperimentError(f"learner.model = {self.model!r} needs images, the inputs have shape {spec.image_shape}; use 'mlp'")
-        if self.model == "cnn":
-            return self._cnn(spec, outputs, rng)
-        return self._timm(spec, outputs)
-
-    def _cnn(self, spec: Spec, outputs: int, rng: torch.Generator) -> nn.Module:
+        _check_images(self.model, spec)
         widths = (64, 128, 128) if self.hidden is None else self.hidden
         if len(widths) != 3 or any(width % 8 for width in widths):
             raise ExperimentError(f"learner.hidden = {list(widths)}: the cnn has three convolutions, each a multiple of 8 wide")
@@ -98,12 +95,19 @@ class Classifier(Learner):
             raise ExperimentError(f"learner.model = 'cnn' needs images of at least 14x14, the data has {spec.image_shape[1:]}; use 'mlp'")
         return xavier(CNN(spec.image_shape, widths, outputs), rng)
 
-    def _timm(self, spec: Spec, outputs: int) -> nn.Module:
+    def _timm(self, spec: Spec, outputs: int, rng: torch.Generator) -> nn.Module:
         import timm
 
+        _check_images(self.model, spec)
         if not timm.is_model(self.model):
             hint = nearest(self.model, ["mlp", "cnn", *timm.list_models()])[:200]
             raise ExperimentError(f"unknown learner.model {self.model!r}; {hint} ...")
         if self.hidden is not None:
             raise ExperimentError(f"learner.hidden does not apply to the timm model {self.model!r}; leave it out")
-        return timm.create_model(self.model, num_classes=outputs, in_chans=spec.image_shape[0])  # type: ignore[no-any-return]
+        channels, *sides = spec.image_shape
+        return backbone(self.model, outputs, channels, max(sides), rng)
+
+
+def _check_images(model: str, spec: Spec) -> None:
+    if len(spec.image_shape) != 3:
+        raise ExperimentError(f"learner.model = {model!r} needs images, the inputs have shape {spec.image_shape}; use 'mlp'")

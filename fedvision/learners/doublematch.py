@@ -5,7 +5,7 @@ once. p is what a classifier predicts, z the embedding of a weak view, v that of
 
     l = l_l(p(x), y) + w_p l_p + w_s l_s(h(v), z)
 
-Source: arXiv 2205.05575, equations 1 to 5, and its public implementation.
+Source: arXiv 2205.05575, and its public implementation.
 """
 
 from collections.abc import Callable, Mapping, Sequence

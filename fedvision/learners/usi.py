@@ -55,7 +55,7 @@ def distillation(
         temperature: tau > 0; more than 1 softens both.
         rescaled: times tau^2, which keeps the gradient's size whatever tau is.
 
-    Source: arXiv 2204.03475, section 3.2; tau^2: Hinton et al., arXiv 1503.02531, section 2.
+    Source: arXiv 2204.03475, equation 2; tau^2: Hinton et al., arXiv 1503.02531, section 2.
     """
     own, goal = (student / temperature).log_softmax(1), (teacher / temperature).log_softmax(1)
     divergence = F.kl_div(own, goal, reduction="batchmean", log_target=True)
@@ -256,7 +256,7 @@ class USI(Learner):
         average: whether the moving average travels and is averaged too, or each silo keeps its own; the server, that has none,
             then evaluates the network's weights under both names.
 
-    Source: arXiv 2204.03475, sections 3 and 4.1; what the paper leaves open from its reference code.
+    Source: arXiv 2204.03475, Table 1; what the paper leaves open from its reference code.
     Differs: batches are mixed as floats, not as rounded bytes; an odd batch leaves its last image unmixed; both the network and
     its average are evaluated, and neither is chosen on the test set.
     """

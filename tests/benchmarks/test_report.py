@@ -11,7 +11,8 @@ from rich.console import Console
 
 from benchmarks import figures, report
 from benchmarks.bench import Results
-from benchmarks.report import READINGS, Rounds, early, honest, late, lowest
+from benchmarks.readings import READINGS, early, honest, late, lowest
+from benchmarks.report import Rounds
 from benchmarks.statistics import summarize
 from benchmarks.suite import Suite
 from server.folder import RunFolder
@@ -83,8 +84,8 @@ def line(text: str, label: str) -> str:
 def test_selections_pick_the_rounds_they_say(test_loss, validation_loss, rounds):
     table = pd.DataFrame({"test_loss": test_loss, "validation_loss": validation_loss, "step": range(len(test_loss))})
     assert (lowest("test_loss")(table), honest(table)) == rounds
-    assert READINGS["last"](table, "step") == len(test_loss) - 1
-    chosen = READINGS["honest"](table, "step")
+    assert READINGS["last"].of(table, "step") == len(test_loss) - 1
+    chosen = READINGS["honest"].of(table, "step")
     assert chosen == rounds[1] if rounds[1] is not None else math.isnan(chosen)
 
 
