@@ -3,7 +3,7 @@
 Images a second of the forward pass in evaluation mode, BatchNorm folded into convolutions. The networks take turns in every
 repeat; the first turn warms up. Accuracies are read from runs or from a file of the user's: none is known in advance.
 
-Source: USI, arXiv 2204.03475, section 4.3, on the trade-off of speed and accuracy.
+Source: USI, arXiv 2204.03475, on the trade-off of speed and accuracy.
 Differs: PyTorch's own kernels, where the paper has TensorRT on GPUs and OpenVINO on CPUs; compare on one machine only.
 """
 
@@ -112,7 +112,9 @@ def of_run(path: Path) -> Backbone:
     known = run.rounds.reindex(columns=["test_accuracy"])["test_accuracy"].dropna()
     if known.empty:
         raise RunError(f"{path} holds no test_accuracy; give a run that evaluates a test set")
-    network = getattr(assembly.model, "network", assembly.model)  # of a learner that keeps others beside it
+    network: Any = assembly.model
+    for part in ("network", "backbone"):  # of learners that keep averages, teachers, heads beside it
+        network = getattr(network, part, network)
     spec = assembly.data.spec
     return Backbone(_called(run, path), network.eval().float().cpu(), spec.image_shape, float(known.iloc[-1]), f"run {path.name}")
 
@@ -121,7 +123,7 @@ def _called(run: Run, path: Path) -> str:
     """A network by its learner's model, and by its widths where it has any; by its run where the learner names no model."""
     chosen = run.experiment.learner.settings
     widths = (chosen.get("widths") or chosen.get("hidden") or ()) if chosen.get("model") in ("cnn", "mlp") else ()
-    name = str(chosen.get("model") or chosen.get("network") or path.name)
+    name = str(chosen.get("model") or path.name)
     return " ".join([name, "-".join(map(str, widths))]).strip()
 
 

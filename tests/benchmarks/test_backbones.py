@@ -28,6 +28,12 @@ def test_a_run_brings_its_network_and_its_accuracy(experiment, tmp_path, no_figu
     assert all(torch.equal(tensor, done.state[name]) for name, tensor in found.network.state_dict().items())
 
 
+def test_a_network_is_taken_out_of_what_its_learner_keeps_beside_it(tmp_path, no_figures):
+    small = {"learner.filters": 2, "learner.scales": 1, "rounds": 0, "labels.at": "clients"}
+    (row,) = measured([of_run(run("doublematch-tiny", small, out=tmp_path / "few").path)], QUICK)
+    assert (row.name, row.image_shape) == ("few", (1, 8, 8)) and row.images_a_second > 0
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(RunError, match="holds no run"):
         of_run(tmp_path)
