@@ -370,3 +370,8 @@ def test_the_suite_catches_a_learner_that(kind):
 def test_the_suite_catches_a_learner_that_is_not_frozen():
     with pytest.raises(AssertionError, match="is not a frozen dataclass"):
         CHECKS[0](Case(Mutable(), Examples({}), IMAGES))
+
+
+def test_a_vision_transformer_takes_images_of_another_size_than_its_own():
+    model = Classifier(model="test_vit").build(Spec((3, 64, 64), 4), generator(0)).eval()
+    assert model(torch.rand(2, 3, 64, 64, generator=generator(1))).shape == (2, 4)
