@@ -1,0 +1,77 @@
+"""Transformer blocks as MultiMAE has them, and how their weights begin."""
+
+import math
+from functools import partial
+
+from jaxtyping import Float
+from timm.models.vision_transformer import Block as TimmBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+class Block(TimmBlock):
+    """A block that normalizes first: attention, then a perceptron with GELU, each added to what it was given."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+        super().__init__(width, heads, mlp_ratio, qkv_bias=True, drop_path=drop_path, norm_layer=LayerNorm)  # type: ignore[arg-type]
+
+
+class CrossAttention(nn.Module):
+    """Attention of queries to a context of the same width.
+
+    Args:
+        width: a multiple of ``heads``.
+        heads: of the attention.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.kv, self.proj = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+
+    def forward(self, queries: Float[Tensor, "b n width"], context: Float[Tensor, "b m width"]) -> Float[Tensor, "b n width"]:
+        """What each query gathers from the context."""
+        q = self.q(queries).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        gathered = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(gathered.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def initialize(model: nn.Module) -> None:
+    """Give every weight of the model its beginning, drawn from torch's global generator.
+
+    Linear layers and the projections of patches: uniform, by Xavier's rule, where the three (or two) matrices of ``qkv`` (``kv``)
+    count each by itself; their biases 0. Embeddings of classes and tasks, and global tokens: normal of deviation 0.02. Mask tokens: 0.
+
+    Source: the public implementation of arXiv 2204.01678 as its weights show: this comes last, and also over heads that
+        begin otherwise in their own papers.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            _linear(name, module)
+        elif isinstance(module, nn.Conv2d) and ".proj" in f".{name}":
+            nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+        elif isinstance(module, nn.Embedding):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            _forget_padding(module)
+    for name, param in model.named_parameters():
+        if "global_tokens" in name or "task_embeddings" in name:
+            nn.init.trunc_normal_(param, std=0.02)
+        elif name.endswith("mask_token"):
+            nn.init.zeros_(param)
+
+
+def _linear(name: str, module: nn.Linear) -> None:
+    outputs, inputs = module.weight.shape
+    outputs //= 3 if name.endswith("qkv") else 2 if name.endswith("kv") else 1
+    bound = math.sqrt(6 / (inputs + outputs))
+    nn.init.uniform_(module.weight, -bound, bound)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def _forget_padding(embedding: nn.Embedding) -> None:
+    if embedding.padding_idx is not None:
+        nn.init.zeros_(embedding.weight[embedding.padding_idx])
