@@ -19,6 +19,9 @@ class Metrics:
         sums: name -> sum of a quantity over the examples; its mean is reported.
         scores: of a binary task, the score of class 1 for each example; for areas under curves.
         labels: the true class (0 or 1) of each scored example.
+        shares: name -> sum of a quantity, and how many it is over, where not all examples have it; its mean is reported.
+        confusions: prefix -> how often each class [classes, classes], a row each, was taken for each, a column each; the prefix
+            with ``miou``, ``macc`` and ``aacc`` is reported, see ``overlap``.
 
     Example:
         >>> (Metrics(2, {"loss": 1.0}) + Metrics(1, {"loss": 0.5})).result()
@@ -29,13 +32,26 @@ class Metrics:
     sums: Mapping[str, float]
     scores: tuple[np.ndarray, ...] = ()
     labels: tuple[np.ndarray, ...] = field(default=())
+    shares: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    confusions: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of_batch(cls, sums: Mapping[str, Tensor], count: int, scores: Tensor | None = None, labels: Tensor | None = None) -> "Metrics":
-        """Metrics of one batch from its tensors: scalar sums, and scores [n] with labels [n] for binary tasks."""
+    def of_batch(
+        cls,
+        sums: Mapping[str, Tensor],
+        count: int,
+        scores: Tensor | None = None,
+        labels: Tensor | None = None,
+        shares: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        confusions: Mapping[str, Tensor] | None = None,
+    ) -> "Metrics":
+        """Metrics of one batch from its tensors: scalar sums, and scores [n] with labels [n] for binary tasks; see the attributes."""
         scored = () if scores is None else (scores.detach().double().cpu().numpy(),)
         truth = () if labels is None else (labels.cpu().numpy(),)
-        return cls(count, {name: float(value.detach()) for name, value in sums.items()}, scored, truth)
+        plain = {name: float(value.detach()) for name, value in sums.items()}
+        means = {name: (float(total.detach()), float(number)) for name, (total, number) in (shares or {}).items()}
+        tables = {prefix: table.double().cpu().numpy() for prefix, table in (confusions or {}).items()}
+        return cls(count, plain, scored, truth, means, tables)
 
     def __add__(self, other: "Metrics") -> "Metrics":
         if not other.count:
@@ -43,13 +59,21 @@ class Metrics:
         if not self.count:
             return other
         sums = {name: self.sums[name] + other.sums[name] for name in self.sums}
-        return Metrics(self.count + other.count, sums, self.scores + other.scores, self.labels + other.labels)
+        shares = {name: (total + other.shares[name][0], number + other.shares[name][1]) for name, (total, number) in self.shares.items()}
+        tables = {prefix: table + other.confusions[prefix] for prefix, table in self.confusions.items()}
+        return Metrics(self.count + other.count, sums, self.scores + other.scores, self.labels + other.labels, shares, tables)
 
     def result(self) -> dict[str, float]:
-        """Means over the examples; AUROC and AUPRC over the whole set for binary tasks (NaN with one class only)."""
+        """Means over the examples; AUROC and AUPRC over the whole set for binary tasks (NaN with one class only).
+
+        What no example had is left out.
+        """
         if not self.count:
             return {}
         means = {name: total / self.count for name, total in self.sums.items()}
+        means |= {name: total / number for name, (total, number) in self.shares.items() if number}
+        for prefix, table in self.confusions.items():
+            means |= {f"{prefix}{name}": value for name, value in overlap(table).items()}
         return means | (areas(np.concatenate(self.scores), np.concatenate(self.labels)) if self.scores else {})
 
 
@@ -70,6 +94,40 @@ def areas(scores: Float[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> dict[
 
     with config_context(assume_finite=True, skip_parameter_validation=True):  # what it would check is known to hold
         return {"auroc": float(roc_auc_score(labels, scores)), "auprc": float(average_precision_score(labels, scores))}
+
+
+def confusion(truth: Int[Tensor, "..."], predicted: Int[Tensor, "..."], classes: int) -> Int[Tensor, "classes classes"]:
+    """How often each class, a row each, was taken for each, a column each; a truth beyond the classes counts nowhere.
+
+    >>> import torch
+    >>> confusion(torch.tensor([0, 0, 1, 255]), torch.tensor([0, 1, 1, 0]), 2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    counted = (truth >= 0) & (truth < classes)
+    pairs = truth[counted].long() * classes + predicted[counted].long()
+    return pairs.bincount(minlength=classes**2).view(classes, classes)
+
+
+def overlap(table: Float[np.ndarray, "classes classes"]) -> dict[str, float]:
+    """How well a map of classes was predicted, from pooled counts, in [0, 1].
+
+    Args:
+        table: rows true classes, columns predicted ones.
+
+    Returns:
+        ``miou``: mean over classes of the pixels where truth and prediction agree over those where either has the class;
+        ``macc``: mean over classes of the share of their pixels that is right; ``aacc``: the share of all pixels. Classes that
+        occur in neither are left out of the first, classes without a true pixel of the second. Empty without any pixel.
+    """
+    right, true, seen = np.diag(table), table.sum(1), table.sum(0)
+    if not true.sum():
+        return {}
+    union = true + seen - right
+    return {
+        "miou": float((right[union > 0] / union[union > 0]).mean()),
+        "macc": float((right[true > 0] / true[true > 0]).mean()),
+        "aacc": float(right.sum() / true.sum()),
+    }
 
 
 def prefixed(prefix: str, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Federated data: what each client holds, what it validates on, and a test set that nobody trains on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any
@@ -24,10 +24,12 @@ class Spec:
     Attributes:
         image_shape: shape of one input, e.g. (2, 14, 14).
         classes: number of classes; 2 for binary tasks.
+        fields: names of what the examples have; empty where that is not known.
     """
 
     image_shape: tuple[int, ...]
     classes: int
+    fields: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ class FederatedData:
     @property
     def spec(self) -> Spec:
         """The shapes a model is built for."""
-        return Spec(tuple(self.train.examples.image.shape[1:]), self.classes)
+        held = self.train.examples
+        return Spec(tuple(held.image.shape[1:]), self.classes, tuple(held.fields))
 
     @cached_property
     def digest(self) -> str:
@@ -165,8 +168,8 @@ class FederatedData:
             hasher.update(repr(dealt.offsets).encode())
         own = () if self.server is None else (self.server,)
         for examples in (*(dealt.examples for dealt in silos), self.test, *own):
-            for field, values in examples.fields.items():
-                hasher.update(repr((field, values.dtype, tuple(values.shape))).encode())
+            for name, values in examples.fields.items():
+                hasher.update(repr((name, values.dtype, tuple(values.shape))).encode())
                 hasher.update(values.cpu().contiguous().numpy().data)
         return hasher.hexdigest()
 

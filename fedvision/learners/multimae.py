@@ -1,0 +1,299 @@
+"""MultiMAE: predicting the patches of several modalities that were not shown, to learn what holds them together.
+
+The modalities of a picture are cut into patches, of which an encoder sees a few, shared out by a Dirichlet draw; for each
+modality a decoder predicts all patches, and counts for those that were masked:
+
+    l = sum over modalities of the mean error at their masked patches
+
+Source: arXiv 2204.01678; what the paper leaves open from what its public checkpoints and implementation do.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import AfterValidator
+from torch import Tensor, nn
+
+from fedvision import settings
+from fedvision.data.examples import IGNORED, Examples
+from fedvision.data.federated import Spec
+from fedvision.errors import DataError, ExperimentError
+from fedvision.learners.learner import Holding, Learner, Loss
+from fedvision.metrics import Metrics, confusion
+from fedvision.multimae import losses
+from fedvision.multimae.decoders import DecoderSize
+from fedvision.multimae.masking import Masks, drawn, masks_of
+from fedvision.multimae.modalities import DEPTH_MAP, DEPTH_NAME, RGB, RGB_NAME, SEMSEG_NAME, Modality, semantic
+from fedvision.multimae.model import NORM_RGB, SIZES, Autoencoder
+from fedvision.multimae.views import Moves, Values, as_seen, present, raw
+from fedvision.registry import learners
+from fedvision.seeds import generator, global_generators
+from fedvision.settings import Count, Fraction, Positive, PositiveFraction, nearest
+
+VISIBLE = "visible"
+"""The field of a batch that says which patches the encoder sees, int64 [n, visible], as indices into those of all modalities."""
+
+Names = tuple[str, ...]
+
+KNOWN = {RGB_NAME: RGB, DEPTH_NAME: DEPTH_MAP, SEMSEG_NAME: semantic(133)}
+"""The modalities that need no table."""
+
+ERRORS: Mapping[str, Callable[..., Float[Tensor, "b h w"]]] = {
+    "mse": losses.squared_errors,
+    "l1": losses.absolute_errors,
+    "cross-entropy": losses.class_errors,
+}
+
+
+Term = tuple[Float[Tensor, "b h w"], Bool[Tensor, "b h w"]]
+"""Errors, and which of them count."""
+
+
+class Translation(NamedTuple):
+    """What is measured of one."""
+
+    shares: dict[str, tuple[Tensor, Tensor]]
+    tables: dict[str, Tensor]
+
+
+def modality_of(name: str, table: Any, known: Modality | None = None) -> Modality:
+    """The modality of a table, which may say of a known one what is different; a new one's field is called as it is.
+
+    Raises:
+        ExperimentError: an unknown setting, or values that do not go together.
+    """
+    if not isinstance(table, Mapping):
+        raise ExperimentError(f"{name} = {table!r}: expected a table, as {name} = {{ channels = 1 }}")
+    given = {"field": name} if known is None else {key: value for key, value in asdict(known).items() if key != "name"}
+    return Modality(name=name, **settings.resolve(Modality, given | dict(table), name, frozenset({"name"})))
+
+
+def _checked(tables: dict[str, Any]) -> dict[str, Any]:
+    for name, table in tables.items():
+        modality_of(name, table, KNOWN.get(name))
+    return tables
+
+
+@learners("multimae")
+@dataclass(frozen=True, kw_only=True)
+class MultiMAE(Learner):
+    """Pre-training on pictures of several modalities, without labels: predict the patches that were masked.
+
+    A silo learns from the modalities that it has: what no picture of a batch has is neither an input nor a target there, and a
+    picture that lacks one shows more of the others.
+
+    Attributes:
+        inputs: the modalities that the encoder may see: ``rgb``, ``depth``, ``semseg``, or of ``modalities``.
+        outputs: those that are predicted.
+        normalized_rgb: whether a further decoder predicts rgb with each patch standardized.
+        modalities: further ones, or other settings of these: a table each, ``fedvision.multimae.modalities.Modality``.
+        semantic_classes: number of classes of ``semseg``.
+        semantic_stride: pixels a side that one class stands for.
+        class_embedding: width of a class's embedding.
+        encoder: its size, by name.
+        width: of the encoder's tokens, if not that size's.
+        depth: number of its blocks, if not that size's.
+        heads: of its attention, if not that size's.
+        global_tokens: that the encoder has besides the patches'.
+        decoder_width: of the decoders' tokens.
+        decoder_depth: number of their blocks after the cross-attention.
+        decoder_heads: of their attention.
+        patch: pixels a side.
+        grid: rows and columns of patches that positions are made for, and interpolated from; the pictures' own if not given.
+        visible: patches that the encoder sees, of all modalities together.
+        alpha: concentration of the Dirichlet draw that shares them out; a large one shares equally.
+        subsets: whether a random subset of the modalities is drawn first.
+        resolution: pixels a side that pictures are resized to; their own if not given.
+        crop_scale: area of a random crop, least and most, as a fraction of the picture's; [1, 1]: none.
+        crop_ratio: its width over its height, least and most.
+        flip: probability that left and right change places.
+        checkpoint: file of weights to begin with: MultiMAE's, timm's or MAE's, see ``fedvision.multimae.weights``.
+        translations: pairs of modalities such as ["depth", "semseg"]: evaluation tells how well the second is predicted from the
+            whole first alone.
+
+    Source: arXiv 2204.01678, section 3 and appendix; the defaults are ViT-B's. The other half of the recipe belongs to the
+        strategy: AdamW (0.9, 0.95) with weight decay 0.05 on all parameters, rate 1e-4 for each 256 pictures of a batch, schedule
+        ``warmup-cosine``.
+    Differs: float32 throughout; pictures without any masked patch of a modality count for nothing there, where the public
+        implementation's gradient is NaN; classes of pixels that are not known (255) are no targets.
+    """
+
+    learns_unlabeled = True
+    inputs: Names = (RGB_NAME, DEPTH_NAME, SEMSEG_NAME)
+    outputs: Names = (RGB_NAME, DEPTH_NAME, SEMSEG_NAME)
+    normalized_rgb: bool = True
+    modalities: Annotated[dict[str, Any], AfterValidator(_checked)] = field(default_factory=dict)
+    semantic_classes: Count = 133
+    semantic_stride: Count = 4
+    class_embedding: Count = 64
+    encoder: Literal["tiny", "base", "large"] = "base"
+    width: Count | None = None
+    depth: Count | None = None
+    heads: Count | None = None
+    global_tokens: Count = 1
+    decoder_width: Count = 256
+    decoder_depth: Count = 2
+    decoder_heads: Count = 8
+    patch: Count = 16
+    grid: Count | None = None
+    visible: Count = 98
+    alpha: Positive = 1.0
+    subsets: bool = False
+    resolution: Count | None = None
+    crop_scale: tuple[PositiveFraction, PositiveFraction] = (0.2, 1.0)
+    crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
+    flip: Fraction = 0.5
+    checkpoint: str | None = None
+    translations: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        known = [*KNOWN, *self.modalities]
+        for key, names in (("inputs", self.inputs), ("outputs", self.outputs)):
+            odd = [name for name in names if name not in known]
+            if odd or not names or len(set(names)) < len(names):
+                hint = nearest(odd[0], known) if odd else "name each modality once, and one at least"
+                raise ExperimentError(f"learner.{key} = {list(names)}: {hint}; further ones belong into learner.modalities")
+        for source, target in self.translations:
+            if source not in self.inputs or target not in self.outputs:
+                fact = f"learner.translations has {source!r} to {target!r}"
+                raise ExperimentError(f"{fact}; choose of the inputs {list(self.inputs)} and of the outputs {list(self.outputs)}")
+
+    # ---- the model -----------------------------------------------------------------------------------------------
+
+    def build(self, spec: Spec, rng: torch.Generator) -> Autoencoder:
+        """The network, with adapters and decoders of all modalities.
+
+        Raises:
+            ExperimentError: data that are no images, or that lack a field; sizes that do not fit together; a checkpoint that does not.
+        """
+        modalities = self._of_data(spec)
+        size = replace(SIZES[self.encoder], **{key: value for key in ("width", "depth", "heads") if (value := getattr(self, key))})
+        decoder = DecoderSize(self.decoder_width, self.decoder_depth, self.decoder_heads)
+        inputs, outputs = ([modalities[name] for name in names] for names in (self.inputs, self.outputs))
+        grid = (self.grid or -(-(self.resolution or max(spec.image_shape[1:])) // self.patch),) * 2
+        with global_generators(rng):
+            return Autoencoder(inputs, outputs, size, decoder, self.patch, grid, self.normalized_rgb, self.global_tokens)
+
+    def _of_data(self, spec: Spec) -> dict[str, Modality]:
+        """The modalities, as these data have them."""
+        if len(spec.image_shape) != 3:
+            raise ExperimentError(f"learner multimae needs images, the inputs have shape {spec.image_shape}; choose other data")
+        missing = [m for m in self._modalities.values() if spec.fields and m.field not in spec.fields]
+        if missing:
+            fact = f"modality {missing[0].name!r} is the field {missing[0].field!r}, which the data lack ({', '.join(spec.fields)})"
+            raise ExperimentError(
+                f"{fact}; add it to data.fields or data.modalities, or leave it out of learner.inputs and learner.outputs"
+            )
+        channels = spec.image_shape[0]
+        return {name: replace(m, channels=channels) if m.kind == "image" else m for name, m in self._modalities.items()}
+
+    @cached_property
+    def _modalities(self) -> dict[str, Modality]:
+        """Those that are used, by name, inputs first."""
+        known = KNOWN | {SEMSEG_NAME: semantic(self.semantic_classes, self.semantic_stride, self.class_embedding)}
+        named = {name: modality_of(name, table, known.get(name)) for name, table in self.modalities.items()}
+        return {name: (known | named)[name] for name in dict.fromkeys((*self.inputs, *self.outputs))}
+
+    # ---- batches -------------------------------------------------------------------------------------------------
+
+    def train_view(self, batch: Examples, rng: torch.Generator) -> Examples:
+        """The modalities that the batch has, moved and normalized, and which patches are visible.
+
+        Returns:
+            By modality, as ``Autoencoder`` takes them; ``visible`` int64 [n, visible], indices into the patches of the inputs among
+            them, in the order of ``inputs``.
+        """
+        moves = Moves(scale=self.crop_scale, ratio=self.crop_ratio, flip=self.flip, resolution=self.resolution)
+        return self._seen(batch, moves, rng, rng)
+
+    def _seen(self, batch: Examples, moves: Moves, moving: torch.Generator | None, masking: torch.Generator) -> Examples:
+        values = as_seen(moves(raw(batch, self._modalities.values()), moving), self._modalities)
+        inputs = [self._modalities[name] for name in self.inputs if name in values]
+        if not inputs:
+            held = ", ".join(batch.fields)
+            raise DataError(
+                f"a batch has none of the modalities {', '.join(self.inputs)} (its fields: {held}); give every silo one of them"
+            )
+        counts = dict.fromkeys((modality.name for modality in inputs), self._grid(values).numel())
+        visible = drawn(counts, present(batch, inputs), self.visible, self.alpha, masking, self.subsets)
+        return Examples({**values, VISIBLE: visible.to(batch.device)})
+
+    def _grid(self, values: Mapping[str, Tensor]) -> torch.Size:
+        """Rows and columns of patches of a batch as the network sees it."""
+        name, held = next((name, held) for name, held in values.items() if name in self._modalities)
+        cell = self._modalities[name].cell(self.patch)
+        return torch.Size(side // cell for side in held.shape[-2:])
+
+    # ---- loss ----------------------------------------------------------------------------------------------------
+
+    def loss(self, model: Callable[..., Any], batch: Examples, progress: float, rng: torch.Generator) -> Loss:
+        """The sum of the masked losses of all modalities that the batch has; its parts, each by itself.
+
+        Source: arXiv 2204.01678, section 3.4. Tasks are not weighted.
+        """
+        parts = {name: losses.masked_loss(*term) for name, term in self._terms(model, batch).items()}
+        return Loss(torch.stack(list(parts.values())).sum(), parts)
+
+    def _terms(self, model: Callable[..., Any], batch: Examples) -> dict[str, Term]:
+        """By output: the error of each value, and whether it counts: where it is known and its patch is masked."""
+        inputs = {name: batch.fields[name] for name in self.inputs if name in batch}
+        targets = self._targets(batch)
+        predictions = model(inputs, batch.fields[VISIBLE], list(targets))
+        grid = self._grid(batch.fields)
+        spans = {name: slice(i * grid.numel(), (i + 1) * grid.numel()) for i, name in enumerate(inputs)}
+        masks = masks_of(batch.fields[VISIBLE], spans)
+        return {name: self._term(name, predictions[name], target, masks, grid) for name, target in targets.items()}
+
+    def _targets(self, batch: Examples) -> Values:
+        """What each decoder is to predict."""
+        targets = {name: batch.fields[name] for name in self.outputs if name in batch}
+        if self.normalized_rgb and RGB_NAME in targets:
+            targets[NORM_RGB] = losses.standardized_patches(targets[RGB_NAME], self.patch)
+        return targets
+
+    def _term(self, name: str, prediction: Tensor, target: Tensor, masks: Masks, grid: torch.Size) -> Term:
+        modality = self._modalities[RGB_NAME if name == NORM_RGB else name]
+        errors, counted = ERRORS[modality.loss](prediction, target), losses.known(target)
+        if modality.name in masks:
+            counted = counted & losses.spread(masks[modality.name], tuple(grid), modality.cell(self.patch))  # type: ignore[arg-type]
+        return errors, counted
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    def evaluate(self, model: nn.Module, batch: Examples) -> Metrics:
+        """The loss and its parts under masks that are always the same; and of each translation its error, and mIoU of classes.
+
+        A part is a mean over the examples that have the modality, the loss the mean over all of the sum of their parts.
+        """
+        seen = self._seen(batch, Moves(resolution=self.resolution), None, generator(0, "evaluation", "masks"))
+        means = {name: losses.masked_means(*term) for name, term in self._terms(model, seen).items()}
+        shares = {name: (each.sum(), there.sum()) for name, (each, there) in means.items()}
+        loss = torch.stack([each for each, _ in means.values()]).double().sum()
+        tables: dict[str, Tensor] = {}
+        for source, target in self.translations:
+            if source in seen and target in seen:
+                found = self._translated(model, seen, source, target)
+                shares |= found.shares
+                tables |= found.tables
+        return Metrics.of_batch({"loss": loss}, len(batch), shares=shares, confusions=tables)
+
+    def _translated(self, model: nn.Module, seen: Examples, source: str, target: str) -> Translation:
+        """How well one modality is predicted from another alone, where both are there."""
+        there = losses.known(seen.fields[source]).flatten(1).any(1)
+        prediction, truth = model({source: seen.fields[source]}, None, [target])[target], seen.fields[target]
+        modality, name = self._modalities[target], f"{source}_to_{target}"
+        counted = losses.known(truth) & there[:, None, None]
+        means, any_known = losses.masked_means(ERRORS[modality.loss](prediction, truth), counted)
+        shares = {f"{name}_{modality.loss.replace('-', '_')}": (means.sum(), any_known.sum())}
+        if modality.kind != "classes":
+            return Translation(shares, {})
+        void = torch.where(counted, truth, IGNORED)
+        return Translation(shares, {f"{name}_": confusion(void, prediction.argmax(1), modality.channels)})
+
+    def holding(self, name: str) -> Holding:
+        """Positions never change."""
+        return "constant" if name.endswith("pos_emb") else super().holding(name)
