@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from fedvision.errors import DataError
@@ -21,13 +22,25 @@ IGNORED = 255
 """The id in a semantic map of pixels that count for nothing."""
 
 
+def has(field: str) -> str:
+    """The name of the field, bool [n], that says which examples have ``field``; where it is False, the values of ``field`` mean nothing.
+
+    They are 0 then, or ``IGNORED`` in a semantic map. Where there is no such field, all examples have what there is a field of; where
+    there is no ``field`` either, none has it. ``Examples.having`` knows all of this.
+
+    >>> has("depth")
+    'has_depth'
+    """
+    return f"has_{field}"
+
+
 @dataclass(frozen=True)
 class Examples:
     """A set of examples, or a batch of them: one tensor a field, example i at index i of each.
 
     Attributes:
         fields: ``image`` float [n, ...] or uint8 [n, ...], which stand for value / 255; ``label`` int64 [n], -1 where it is
-            not known; ``environment`` int64 [n] where known; ...
+            not known; ``environment`` int64 [n] where known; ... ``has_<field>`` bool [n], where some examples lack a field.
 
     Example:
         >>> batch = Examples({"image": torch.zeros(3, 1, 8, 8), "label": torch.tensor([0, 1, 1])})
@@ -51,6 +64,19 @@ class Examples:
 
     def __contains__(self, field: str) -> bool:
         return field in self.fields
+
+    def having(self, field: str) -> Bool[Tensor, "n"]:
+        """Which examples have ``field``: those that ``has_<field>`` says, all if there is none, none if there is no ``field``.
+
+        >>> batch = Examples({"image": torch.zeros(2, 3, 8, 8), "depth": torch.zeros(2, 1, 8, 8), "has_depth": torch.tensor([True, False])})
+        >>> [batch.having(field).tolist() for field in ("image", "depth", "semseg")]
+        [[True, True], [True, False], [False, False]]
+        """
+        if field not in self.fields:
+            like = next(iter(self.fields.values()), torch.empty(0))
+            return torch.zeros(len(self), dtype=torch.bool, device=like.device)
+        values = self.fields[field]
+        return self.fields.get(has(field), torch.ones(len(values), dtype=torch.bool, device=values.device))
 
     def batches(self, size: int) -> Iterator["Examples"]:
         """Consecutive batches of ``size`` in storage order, the last one possibly smaller."""
