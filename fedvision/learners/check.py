@@ -285,8 +285,8 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
 
 
 def _images() -> Examples:
-    """Six random images [6, 3, 16, 16] of three classes."""
-    images = torch.rand(6, 3, 16, 16, generator=generator(0, "images"))
+    """Six random images [6, 3, 32, 32] of three classes."""
+    images = torch.rand(6, 3, 32, 32, generator=generator(0, "images"))
     return Examples({IMAGE: images, LABEL: torch.tensor([0, 1, 2, 0, 1, 2])})
 
 
