@@ -15,7 +15,7 @@ from queue import Empty
 from threading import Event, Thread
 from typing import Any
 
-from benchmarks.suite import Cell, Suite
+from benchmarks.suite import Cell, Suite, folder
 from fedvision.errors import FedVisionError
 from fedvision.experiment import Experiment
 from server.folder import RunFolder
@@ -46,11 +46,6 @@ class Results:
         return folder(self.path, cell.experiment)
 
 
-def folder(path: Path, experiment: Experiment) -> Path:
-    """Where the run of an experiment is kept: by name and fingerprint, so that equal cells are computed once."""
-    return path / "runs" / f"{experiment.name}-{experiment.strategy.name.split(':')[-1]}-{experiment.fingerprint}"
-
-
 def bench(suite: Suite, path: Path, jobs: int | None = None, on_progress: Progress = lambda name, rounds: None) -> Results:
     """Run what is missing of a suite.
 
@@ -62,13 +57,27 @@ def bench(suite: Suite, path: Path, jobs: int | None = None, on_progress: Progre
         jobs: how many cells run at a time, each on its experiment's number of threads; one a core if not given.
         on_progress: told how far each cell is.
     """
-    wanted = {folder(path, cell.experiment): cell.experiment for cell in suite.cells}
+    suite = suite.within(path)
+    failures: dict[str, str] = {}
+    for stage in stages(suite):
+        failures |= _ran(stage, jobs or os.cpu_count() or 1, on_progress)
+    return Results(suite, path, failures)
+
+
+def stages(suite: Suite) -> list[dict[Path, Experiment]]:
+    """What a suite runs, by run folder: first the runs that others begin with, then these."""
+    before = {folder(suite.path, cell.before): cell.before for cell in suite.cells if cell.before is not None}
+    return [before, {folder(suite.path, cell.experiment): cell.experiment for cell in suite.cells}]
+
+
+def _ran(wanted: dict[Path, Experiment], jobs: int, on_progress: Progress) -> dict[str, str]:
+    """Run what is missing of these; what went wrong, by folder name."""
     failures: dict[str, str] = {}
     fresh, suspects = deque(run for run in wanted if not RunFolder(run).finished), deque[Path]()
     for run in wanted.keys() - set(fresh):
         on_progress(run.name, wanted[run].rounds)
         failures |= _lost(run)
-    for cells, side_by_side in ((fresh, jobs or os.cpu_count() or 1), (suspects, 1)):
+    for cells, side_by_side in ((fresh, jobs), (suspects, 1)):
         while cells:
             window = min(side_by_side, len(cells))
             with _workers(window, on_progress) as submit:
@@ -77,7 +86,7 @@ def bench(suite: Suite, path: Path, jobs: int | None = None, on_progress: Progre
                         suspects.append(run)
                     elif outcome is not None:
                         failures[run.name] = outcome
-    return Results(suite, path, failures)
+    return failures
 
 
 def _outcomes(cells: deque[Path], window: int, submit: Callable[[Path], "Future[str | None]"]) -> Iterator[tuple[Path, str | None]]:

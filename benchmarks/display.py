@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from benchmarks import suite as suites
-from benchmarks.bench import folder
+from benchmarks.bench import stages
 from benchmarks.runs import Run
 from benchmarks.suite import Suite
 from fedvision import experiment as experiments
@@ -40,7 +40,7 @@ def of_rounds(console: Console, experiment: Experiment) -> Iterator[Callable[[Ro
 @contextmanager
 def of_cells(console: Console, suite: Suite, path: Path) -> Iterator[Callable[[str, int], None]]:
     """Show a bench's progress, in rounds over all its runs: live on a terminal, about ten quiet lines elsewhere."""
-    runs = {folder(path, cell.experiment).name: cell.experiment.rounds for cell in suite.cells}
+    runs = {run.name: experiment.rounds for stage in stages(suite.within(path)) for run, experiment in stage.items()}
     done = dict.fromkeys(runs, 0)
     with _progress(console, f"bench {suite.name}", sum(runs.values())) as show:
 

@@ -19,7 +19,25 @@ SUITES = Path(__file__).parent / "suites"
 LEAN = {"tensorboard": False, "checkpoint_every": 25}
 """What every run of a suite does without, or does less often; it changes no number."""
 
+BEFORE = "before."
+"""What the keys of a sweep begin with that are those of an earlier run."""
+
 Table = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before:
+    """A run that comes before another, which begins with its final weights: pre-training.
+
+    Attributes:
+        experiment: as a column's; it has the seed of the run that it comes before.
+        set: overrides by dotted key.
+        into: the setting of the later run that says which file to begin with.
+    """
+
+    experiment: str
+    set: Table = field(default_factory=dict)
+    into: str = "learner.checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +48,13 @@ class Row:
         label: how the tables call it.
         strategy: what stands in the experiment's ``[strategy]`` table, ``name`` at least; the experiment's own if not given.
         set: overrides by dotted key; they come before the column's.
+        before: what its runs begin with; they begin afresh if not given.
     """
 
     label: str
     strategy: Table | None = None
     set: Table = field(default_factory=dict)
+    before: Before | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +119,7 @@ class Sweep:
         title: of the figure.
         column: which experiment.
         rows: which strategies.
-        key: dotted key of the setting.
+        key: dotted key of the setting; one of the runs that come before begins with ``before.``.
         values: its values.
         metric: what is drawn.
         set: overrides for these runs, after the row's.
@@ -116,13 +136,14 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a suite; ``swept`` is the title and the value of the sweep that it belongs to."""
+    """One run of a suite; ``swept`` is the title and the value of the sweep that it belongs to, ``before`` what it begins with."""
 
     column: str
     row: str
     seed: int
     swept: tuple[str, float] | None
     experiment: Experiment
+    before: Experiment | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +163,7 @@ class Suite:
         quick: overrides of this suite's own keys for ``--quick``.
         overrides: for every experiment, by dotted key.
         home: folder of the suite's file.
+        path: folder of the results.
     """
 
     name: str
@@ -156,6 +178,7 @@ class Suite:
     quick: Table = field(default_factory=dict)
     overrides: Table = field(default_factory=dict)
     home: Path = Path()
+    path: Path = Path("bench")
 
     @classmethod
     def load(cls, suite: str | Path, quick: bool = False, seeds: int | None = None, overrides: Mapping[str, Any] | None = None) -> "Suite":
@@ -180,8 +203,8 @@ class Suite:
         if seeds is not None:
             tables["seeds"] = seeds
         _check_parts(tables, str(suite))
-        loaded = cls(**settings.resolve(cls, tables, str(suite), without=frozenset({"overrides", "home"})))
-        return replace(loaded, overrides=dict(overrides or {}), home=path.parent)._checked()
+        loaded = cls(**settings.resolve(cls, tables, str(suite), without=frozenset({"overrides", "home", "path"})))
+        return replace(loaded, overrides=dict(overrides or {}), home=path.parent, path=Path("bench") / loaded.name)._checked()
 
     def only(self, names: Sequence[str]) -> "Suite":
         """This suite with only the rows and columns in ``names``; naming no row (or no column) keeps them all."""
@@ -210,9 +233,17 @@ class Suite:
         base["strategy"] = {**base["strategy"], **offered} if variant.strategy is None else {**offered, **variant.strategy}
         everywhere = {key: value for key, value in self.overrides.items() if self._applies(key, asked, variant)}
         varied = {**swept[0].set, swept[0].key: swept[1]} if swept else {}
-        overrides = {"seed": seed, **LEAN, **chosen, **variant.set, **everywhere, **varied}
+        earlier = {key.removeprefix(BEFORE): value for key, value in varied.items() if key.startswith(BEFORE)}
+        before = None if variant.before is None else self._before(variant.before, seed, earlier)
+        begun = {} if before is None else {variant.before.into: str(folder(self.path, before) / "model.safetensors")}  # type: ignore[union-attr]
+        later = {key: value for key, value in varied.items() if not key.startswith(BEFORE)}
+        overrides = {"seed": seed, **LEAN, **chosen, **variant.set, **everywhere, **later, **begun}
         experiment = Experiment.from_tables(overridden(base, overrides), f"{self.name}/{column}/{row}")
-        return Cell(column, row, seed, (swept[0].title, swept[1]) if swept else None, experiment)
+        return Cell(column, row, seed, (swept[0].title, swept[1]) if swept else None, experiment, before)
+
+    def _before(self, asked: Before, seed: int, varied: Table) -> Experiment:
+        tables = overridden(self._load(asked.experiment), {"seed": seed, **LEAN, **asked.set, **varied})
+        return Experiment.from_tables(tables, f"{self.name}/{asked.experiment}")
 
     def _base(self, column: Column) -> tuple[dict[str, Any], dict[str, Any]]:
         """The tables of a column's experiment, and the column's overrides; on real data once ``data.root`` says where."""
@@ -269,6 +300,15 @@ class Suite:
             if not taken and not (key == "data.root" and any(column.real for column in self.experiments.values())):
                 kind = "strategies" if key.startswith("strategy") else "data sets"
                 raise ExperimentError(f"--set {key}: none of the suite's {kind} has that setting")
+
+    def within(self, path: Path) -> "Suite":
+        """The same suite, its results in another folder."""
+        return replace(self, path=path)
+
+
+def folder(path: Path, experiment: Experiment) -> Path:
+    """Where a bench in ``path`` keeps the run of an experiment: by name and fingerprint, so that equal cells are computed once."""
+    return path / "runs" / f"{experiment.name}-{experiment.strategy.name.split(':')[-1]}-{experiment.fingerprint}"
 
 
 def known_settings(strategy: str) -> set[str]:

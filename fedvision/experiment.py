@@ -95,6 +95,7 @@ class Experiment:
         tensorboard: whether to write TensorBoard events.
         behavior: how slow and unreliable clients are, simulated; if not given, all answer at once.
         labels: which training labels learners may see, for semi-supervised learning; all if not given.
+        participants: numbers of the clients that take part; all if not given. ``[0]``: a silo that learns alone.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Experiment:
     tensorboard: bool = True
     behavior: Behavior | None = None
     labels: Labels | None = None
+    participants: tuple[Natural, ...] | None = None
 
     @classmethod
     def load(cls, experiment: "str | Path | Experiment", overrides: Mapping[str, Any] | None = None) -> "Experiment":
@@ -208,9 +210,12 @@ class Experiment:
         source = load(**arguments)
         if not isinstance(source, Pool | FederatedData):
             raise DataError(f"data set {self.data.name!r} returned {type(source).__name__}; return a Pool or FederatedData")
-        if self.labels is None:
-            return self._dealt(source)
-        labels = replace(self.labels, fold=self.labels.fold or self.seed + 1)
+        data = self._dealt(source) if self.labels is None else self._hidden(source, self.labels)
+        return data if self.participants is None else data.only(self.participants)
+
+    def _hidden(self, source: Pool | FederatedData, table: Labels) -> FederatedData:
+        """The clients' data with labels hidden."""
+        labels = replace(table, fold=table.fold or self.seed + 1)
         if isinstance(source, Pool):
             marked: Pool | FederatedData = replace(source, train=labels.marked(source.train))
         else:

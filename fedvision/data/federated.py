@@ -60,6 +60,10 @@ class Silos:
             raise IndexError(client)
         return self.examples[self.offsets[client] : self.offsets[client + 1]]
 
+    def only(self, clients: Sequence[int]) -> "Silos":
+        """Some of the clients, renumbered in this order."""
+        return Silos.of([self[client] for client in clients])
+
     def to(self, device: torch.device) -> "Silos":
         """The same examples on ``device``."""
         return Silos(self.examples.to(device), self.offsets)
@@ -172,6 +176,19 @@ class FederatedData:
                 hasher.update(repr((name, values.dtype, tuple(values.shape))).encode())
                 hasher.update(values.cpu().contiguous().numpy().data)
         return hasher.hexdigest()
+
+    def only(self, clients: Sequence[int]) -> "FederatedData":
+        """The data without the other clients.
+
+        Raises:
+            DataError: no client, one that does not exist, or one twice.
+        """
+        odd = [client for client in clients if not 0 <= client < self.num_clients]
+        if odd or not clients or len(set(clients)) < len(clients):
+            fact = f"participants = {list(clients)} of {self.num_clients} clients"
+            raise DataError(f"{fact}; name some of 0 to {self.num_clients - 1}, each once")
+        validation = None if self.validation is None else self.validation.only(clients)
+        return replace(self, train=self.train.only(clients), validation=validation)
 
     def to(self, device: torch.device) -> "FederatedData":
         """The same data on ``device``; itself if it is there."""

@@ -116,9 +116,9 @@ class MultiMAE(Learner):
         translations: pairs of modalities such as ["depth", "semseg"]: evaluation tells how well the second is predicted from the
             whole first alone.
 
-    Source: arXiv 2204.01678, section 3 and appendix; the defaults are the paper's, whose ``encoder`` is ``base``. The other half of the recipe belongs to the
-        strategy: AdamW (0.9, 0.95) with weight decay 0.05 on all parameters, rate 1e-4 for each 256 pictures of a batch, schedule
-        ``warmup-cosine``.
+    Source: arXiv 2204.01678, section 3 and appendix; the defaults are the paper's, whose ``encoder`` is ``base``. The other
+        half of the recipe belongs to the strategy: AdamW (0.9, 0.95) with weight decay 0.05 on all parameters, rate 1e-4 for each
+        256 pictures of a batch, schedule ``warmup-cosine``.
     Differs: float32 throughout; pictures without any masked patch of a modality count for nothing there, where the public
         implementation's gradient is NaN; classes of pixels that are not known (255) are no targets.
     """
@@ -175,7 +175,7 @@ class MultiMAE(Learner):
         size = replace(SIZES[self.encoder], **{key: value for key in ("width", "depth", "heads") if (value := getattr(self, key))})
         decoder = DecoderSize(self.decoder_width, self.decoder_depth, self.decoder_heads)
         inputs, outputs = ([modalities[name] for name in names] for names in (self.inputs, self.outputs))
-        grid = (self.grid or -(-(self.resolution or max(spec.image_shape[1:])) // self.patch),) * 2
+        grid = (self.grid or max(self._sides(spec)) // self.patch,) * 2
         with global_generators(rng):
             return Autoencoder(inputs, outputs, size, decoder, self.patch, grid, self.normalized_rgb, self.global_tokens)
 
@@ -191,6 +191,14 @@ class MultiMAE(Learner):
             )
         channels = spec.image_shape[0]
         return {name: replace(m, channels=channels) if m.kind == "image" else m for name, m in self._modalities.items()}
+
+    def _sides(self, spec: Spec) -> tuple[int, int]:
+        """Height and width of what the network sees."""
+        height, width = spec.image_shape[1:] if self.resolution is None else (self.resolution,) * 2
+        if height % self.patch or width % self.patch:
+            fact = f"learner.patch = {self.patch} does not divide images of {height} x {width}"
+            raise ExperimentError(f"{fact}; choose another, or have them resized with learner.resolution")
+        return height, width
 
     @cached_property
     def _modalities(self) -> dict[str, Modality]:
@@ -276,7 +284,7 @@ class MultiMAE(Learner):
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def evaluate(self, model: nn.Module, batch: Examples) -> Metrics:
-        """The loss and its parts, under masks that are always the same for a picture; and of each translation its error, and mIoU of classes.
+        """The loss and its parts, under masks that are always the same for a picture; of each translation its error, and mIoU.
 
         A part is a mean over the examples that have the modality, the loss the mean over all of the sum of their parts.
         """

@@ -83,7 +83,7 @@ class Moves:
         else:
             pairs = zip(channeled, boxes, strict=True)
             moved = torch.stack([geometry.resized_crop(one, *box, size, mode, antialias=True) for one, box in pairs])
-        return moved.view(len(values), *values.shape[1:-2], *size)
+        return moved.reshape(len(values), *values.shape[1:-2], *size)  # type: ignore[no-any-return]
 
 
 def as_seen(values: Values, modalities: Mapping[str, Modality]) -> Values:
