@@ -127,6 +127,21 @@ def report(
         console.print(f"picture: {figures.save(curves, Path('comparison.png'))}", soft_wrap=True)
 
 
+@app.command("figures")
+def figures_(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    device: Annotated[str | None, typer.Option(help="Where to compute, if not where the run did, e.g. cpu.")] = None,
+) -> None:
+    """Draw the pictures of a run anew: its curves, its partition, examples, and what its learner shows of its latest model."""
+    from benchmarks import pictures
+
+    drawn = pictures.redraw(run, device)
+    for remark in drawn.remarks:
+        console.print(remark, soft_wrap=True, highlight=False)
+    for file in drawn.files:
+        console.print(f"picture: {file}", soft_wrap=True, highlight=False)
+
+
 @app.command()
 def diagnose(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
