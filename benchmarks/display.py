@@ -164,12 +164,14 @@ def print_card(console: Console, data: FederatedData) -> None:
     facts = card(data)
     table = Table(title=f"{data.name}: {data.num_clients} clients, {data.classes} classes", title_justify="left", title_style="bold")
     hidden = bool(facts.unlabeled.any())
-    for heading in ("client", "train", *(["unlabeled"] if hidden else []), "validation", "examples per class", "TV", "JS (bits)"):
+    own = [*(["unlabeled"] if hidden else []), *(f"with {field}" for field in facts.held)]
+    for heading in ("client", "train", *own, "validation", "examples per class", "TV", "JS (bits)"):
         table.add_column(heading, justify="left" if heading == "examples per class" else "right")
     for client in range(min(data.num_clients, MOST_CLIENTS)):
         classes = " ".join(str(n) for n in facts.counts[client]) if data.classes <= 20 else f"{(facts.counts[client] > 0).sum()} classes"
         divergences = (f"{facts.total_variation[client]:.3f}", f"{facts.jensen_shannon[client]:.3f}")
-        sizes = (facts.train[client], *([facts.unlabeled[client]] if hidden else []), facts.validation[client])
+        of_these = [*([facts.unlabeled[client]] if hidden else []), *(counts[client] for counts in facts.held.values())]
+        sizes = (facts.train[client], *of_these, facts.validation[client])
         table.add_row(str(client), *map(str, sizes), classes, *divergences)
     console.print(table)
     if data.num_clients > MOST_CLIENTS:

@@ -19,25 +19,7 @@ SUITES = Path(__file__).parent / "suites"
 LEAN = {"tensorboard": False, "checkpoint_every": 25}
 """What every run of a suite does without, or does less often; it changes no number."""
 
-BEFORE = "before."
-"""What the keys of a sweep begin with that are those of an earlier run."""
-
 Table = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Before:
-    """A run that comes before another, which begins with its final weights: pre-training.
-
-    Attributes:
-        experiment: as a column's; it has the seed of the run that it comes before.
-        set: overrides by dotted key.
-        into: the setting of the later run that says which file to begin with.
-    """
-
-    experiment: str
-    set: Table = field(default_factory=dict)
-    into: str = "learner.checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +30,11 @@ class Row:
         label: how the tables call it.
         strategy: what stands in the experiment's ``[strategy]`` table, ``name`` at least; the experiment's own if not given.
         set: overrides by dotted key; they come before the column's.
-        before: what its runs begin with; they begin afresh if not given.
     """
 
     label: str
     strategy: Table | None = None
     set: Table = field(default_factory=dict)
-    before: Before | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +45,9 @@ class Column:
         experiment: a file, beside the suite's or in the current folder, or a bundled name.
         title: how the tables call it.
         set: overrides by dotted key.
+        after: the column whose runs, of the same row and seed, come before, as pre-training; what rows and sweeps say is then said
+            of these alone, and their final weights are what this column's runs begin with.
+        into: the setting that says which file to begin with.
         offer: strategy settings for every row whose strategy has them, such as the server's optimizer.
         real: the experiment on the real data that this one stands in for, used once ``data.root`` is set.
         real_set: overrides for that one; ``{root}`` stands for the folder.
@@ -75,6 +58,8 @@ class Column:
     experiment: str
     title: str
     set: Table = field(default_factory=dict)
+    after: str | None = None
+    into: str = "learner.checkpoint"
     offer: Table = field(default_factory=dict)
     real: str | None = None
     real_set: Table = field(default_factory=dict)
@@ -119,7 +104,7 @@ class Sweep:
         title: of the figure.
         column: which experiment.
         rows: which strategies.
-        key: dotted key of the setting; one of the runs that come before begins with ``before.``.
+        key: dotted key of the setting.
         values: its values.
         metric: what is drawn.
         set: overrides for these runs, after the row's.
@@ -212,7 +197,8 @@ class Suite:
             if name not in (known := [*self.strategies, *self.experiments]):
                 raise ExperimentError(f"--only {name}: no strategy or experiment of {self.name!r}; {settings.nearest(name, known)}")
         rows = {name: row for name, row in self.strategies.items() if name in names} or self.strategies
-        columns = {name: column for name, column in self.experiments.items() if name in names} or self.experiments
+        wanted = {*names, *(self.experiments[name].after for name in names if name in self.experiments)}
+        columns = {name: column for name, column in self.experiments.items() if name in wanted} or self.experiments
         return replace(self, strategies=rows, experiments=columns)
 
     @cached_property
@@ -228,22 +214,20 @@ class Suite:
     def _cell(self, column: str, row: str, swept: tuple[Sweep, float] | None, seed: int) -> Cell:
         asked, variant = self.experiments[column], self.strategies[row]
         base, chosen = self._base(asked)
-        known = self._settings(asked, variant)
-        offered = {key: value for key, value in asked.offer.items() if key in known}
-        base["strategy"] = {**base["strategy"], **offered} if variant.strategy is None else {**offered, **variant.strategy}
         everywhere = {key: value for key, value in self.overrides.items() if self._applies(key, asked, variant)}
-        varied = {**swept[0].set, swept[0].key: swept[1]} if swept else {}
-        earlier = {key.removeprefix(BEFORE): value for key, value in varied.items() if key.startswith(BEFORE)}
-        before = None if variant.before is None else self._before(variant.before, seed, earlier)
-        begun = {} if before is None else {variant.before.into: str(folder(self.path, before) / "model.safetensors")}  # type: ignore[union-attr]
-        later = {key: value for key, value in varied.items() if not key.startswith(BEFORE)}
-        overrides = {"seed": seed, **LEAN, **chosen, **variant.set, **everywhere, **later, **begun}
+        before = None
+        if asked.after is not None:
+            before = self._cell(asked.after, row, swept, seed).experiment
+            varied: Table = {asked.into: str(folder(self.path, before) / "model.safetensors")}
+        else:
+            known = self._settings(asked, variant)
+            offered = {key: value for key, value in asked.offer.items() if key in known}
+            base["strategy"] = {**base["strategy"], **offered} if variant.strategy is None else {**offered, **variant.strategy}
+            varied = {**swept[0].set, swept[0].key: swept[1]} if swept else {}
+            chosen = {**chosen, **variant.set}
+        overrides = {"seed": seed, **LEAN, **chosen, **everywhere, **varied}
         experiment = Experiment.from_tables(overridden(base, overrides), f"{self.name}/{column}/{row}")
         return Cell(column, row, seed, (swept[0].title, swept[1]) if swept else None, experiment, before)
-
-    def _before(self, asked: Before, seed: int, varied: Table) -> Experiment:
-        tables = overridden(self._load(asked.experiment), {"seed": seed, **LEAN, **asked.set, **varied})
-        return Experiment.from_tables(tables, f"{self.name}/{asked.experiment}")
 
     def _base(self, column: Column) -> tuple[dict[str, Any], dict[str, Any]]:
         """The tables of a column's experiment, and the column's overrides; on real data once ``data.root`` says where."""
@@ -269,7 +253,8 @@ class Suite:
 
     def _settings(self, column: Column, row: Row) -> set[str]:
         """Those of the strategy of a column and row."""
-        return known_settings((self._base(column)[0]["strategy"] if row.strategy is None else row.strategy)["name"])
+        own = row.strategy is None or column.after is not None
+        return known_settings((self._base(column)[0]["strategy"] if own else row.strategy)["name"])  # type: ignore[index]
 
     def _checked(self) -> "Suite":
         for name, row in self.strategies.items():
@@ -278,6 +263,9 @@ class Suite:
                     raise ExperimentError(f'{self.name}.strategies.{name}.strategy has no name; write strategy = {{ name = "..." }}')
                 registry.strategies.find(row.strategy["name"])
         for name, column in self.experiments.items():
+            if column.after is not None:
+                others = [other for other, its in self.experiments.items() if its.after is None and other != name]
+                _known([column.after], others, f"{self.name}.experiments.{name}.after: column")
             if column.offer:
                 offered = set().union(*(self._settings(column, row) for row in self.strategies.values()))
                 _known(list(column.offer), sorted(offered), f"{self.name}.experiments.{name}.offer: setting")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -107,7 +108,7 @@ def _generator(assembly: Assembly, purpose: str, config: Mapping[str, Any], clie
 
 
 def _with_parts(update: Update, parts: Mapping[str, Any]) -> Update:
-    return Update(update.records, {**prefixed("train", parts), **update.metrics})
+    return replace(update, metrics={**prefixed("train", parts), **update.metrics})
 
 
 def _this(context: Context) -> tuple[Assembly, int]:

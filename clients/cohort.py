@@ -21,6 +21,7 @@ from fedvision.data import Examples
 from fedvision.data.federated import Silos
 from fedvision.errors import EngineError
 from fedvision.learners.learner import Learner, is_mean_over_examples
+from fedvision.reach import Reach
 from fedvision.silo import visits
 from strategies.strategy import ONE_BY_ONE
 
@@ -105,6 +106,7 @@ class Cohort:
         self._arrays, self._silos, self._clients, self._rngs = arrays, silos, clients, rngs
         self._trained = [name for name, param in model.named_parameters() if param.requires_grad]
         self._parts = Tally(len(clients))
+        self._reach = Reach(model)
         self.work = [0] * len(clients)
         self.train, self.state, self.rng, self.loss = map(OneClients, ("train", "state", "rng", "loss"))
 
@@ -129,6 +131,11 @@ class Cohort:
         """The models' arrays that are not trained [c, ...]: frozen parameters and persistent buffers."""
         return {name: self._shared(tensor) for name, tensor in self._arrays.items() if name not in self._trained}
 
+    @property
+    def untrained(self) -> frozenset[str]:
+        """As ``Silo.untrained``; the same for all clients, since they share one computation."""
+        return self._reach.untrained & self._arrays.keys()
+
     def batches(self, size: int, shuffle: bool = True, epochs: int = 1, steps: int | None = None) -> Iterator[Step]:
         """Each client's batches, side by side; see ``Silo.batches``. A client that has no more waits for the others."""
         lengths, as_they_are = self._silos.sizes, type(self.learner).train_view is Learner.train_view
@@ -145,7 +152,7 @@ class Cohort:
         The clients share the weights, so none are copied.
         """
         shared, losses = {name: self._arrays[name] for name in self._trained}, Tally(len(self))
-        differentiated = grad_and_value(self._loss, has_aux=True)
+        differentiated = grad_and_value(self._followed, has_aux=True)
         sums: dict[str, Tensor] = {}
         for step in batches:
             gradients, (loss, parts) = self._mapped(differentiated, shared, None, step)
@@ -171,6 +178,7 @@ class Cohort:
         for step in batches:
             loss, parts = self._mapped(self._loss, self.params, 0, step)
             self._note(loss, parts, losses, step)
+            self._reach.follow(self.params, loss)
             total = loss.sum() if penalty is None else loss.sum() + penalty()
             gradients = torch.autograd.grad(total, params, allow_unused=True)
             with _finished_stay(params, step):
@@ -190,6 +198,12 @@ class Cohort:
         if not is_mean_over_examples(self.learner):
             raise EngineError(not_a_mean(self.learner, step.sizes))
         return vmap(function, in_dims=(params_dim, 0, 0))(params, step.fields, step.counted)
+
+    def _followed(self, params: Named, fields: Named, counted: Bool[Tensor, "b"] | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """``_loss``, noting what it reaches: a gradient from ``torch.func`` is zero where there is none."""
+        loss, parts = self._loss(params, fields, counted)
+        self._reach.follow(params, loss)
+        return loss, parts
 
     def _loss(self, params: Named, fields: Named, counted: Bool[Tensor, "b"] | None) -> tuple[Tensor, dict[str, Tensor]]:
         """One client's loss on one batch, and its parts; the mean over those of its examples that count."""
@@ -252,6 +266,7 @@ class Cohort:
         views = [None if place is None else drawn(self.model, self._silos[client], place, rng) for place, client, rng in each]
         sizes = tuple(0 if view is None else len(view) for view in views)
         filler = next(view for view in views if view is not None)
+        _check_same_fields(view for view in views if view is not None)
         rows = [_filled(None if view is None else slice(0, len(view)), max(sizes)) for view in views]
         chosen = [(filler if view is None else view)[row] for view, row in zip(views, rows, strict=True)]
         return Step({name: torch.stack([one.fields[name] for one in chosen]) for name in filler.fields}, sizes)
@@ -296,6 +311,14 @@ def not_a_mean(learner: Learner, sizes: Collection[int]) -> str:
     """Why a learner is refused on clients of these sizes, and the remedy."""
     fact = f"clients of {min(sizes)} to {max(sizes)} examples cannot be stacked"
     return f"{fact}, since the loss of {type(learner).__name__} is not declared @mean_over_examples; {ONE_BY_ONE}, or deal equal sizes"
+
+
+def _check_same_fields(views: Iterable[Examples]) -> None:
+    """Refuse batches that cannot be stacked, since some have what others lack."""
+    kinds = {tuple(sorted(view.fields)) for view in views}
+    if len(kinds) > 1:
+        one, other, *_ = sorted(kinds)
+        raise EngineError(f"the batches of clients that train together have the fields {[*one]} and {[*other]}; {ONE_BY_ONE}")
 
 
 def _length(place: Place) -> int:

@@ -28,6 +28,7 @@ from fedvision import registry, seeds, settings
 from fedvision.behavior import Behavior
 from fedvision.data.federated import FederatedData
 from fedvision.data.labels import Labels
+from fedvision.data.modalities import Modalities
 from fedvision.data.pool import DEALT, Pool, deal
 from fedvision.errors import DataError, ExperimentError
 from fedvision.learners.learner import Learner
@@ -70,7 +71,11 @@ COMPONENTS = {
 }
 
 
-VALUES: Mapping[str, tuple[Callable[..., Any], str]] = {"behavior": (Behavior, "dropout = 0.1"), "labels": (Labels, "count = 40")}
+VALUES: Mapping[str, tuple[type, str]] = {
+    "behavior": (Behavior, "dropout = 0.1"),
+    "labels": (Labels, "count = 40"),
+    "modalities": (Modalities, 'silos = [["image"], ["image", "depth"]]'),
+}
 """Tables that are values of their own: their class, and an example of a setting."""
 
 
@@ -95,6 +100,7 @@ class Experiment:
         tensorboard: whether to write TensorBoard events.
         behavior: how slow and unreliable clients are, simulated; if not given, all answer at once.
         labels: which training labels learners may see, for semi-supervised learning; all if not given.
+        modalities: which fields each client's examples have; all if not given.
         participants: numbers of the clients that take part; all if not given. ``[0]``: a silo that learns alone.
     """
 
@@ -113,6 +119,7 @@ class Experiment:
     tensorboard: bool = True
     behavior: Behavior | None = None
     labels: Labels | None = None
+    modalities: Modalities | None = None
     participants: tuple[Natural, ...] | None = None
 
     @classmethod
@@ -173,7 +180,7 @@ class Experiment:
             value = getattr(self, f.name)
             if isinstance(value, Component):
                 value = {"name": value.name, **value.settings}
-            tables[f.name] = asdict(value) if isinstance(value, Behavior | Labels) else value
+            tables[f.name] = asdict(value) if f.name in VALUES and value is not None else value
         plain = {key: value for key, value in tables.items() if not isinstance(value, dict)}
         return _table(plain | {key: value for key, value in tables.items() if isinstance(value, dict)})
 
@@ -202,7 +209,7 @@ class Experiment:
         return int(self.engine.settings.get("batch_clients", 1))
 
     def load_data(self) -> FederatedData:
-        """The clients' data: the data set, dealt by the partition."""
+        """The clients' data: the data set, dealt by the partition, less the labels and fields that clients lack."""
         load = registry.datasets.find(self.data.name)
         arguments = dict(self.data.settings)
         if "rng" in settings.parameters(load):
@@ -210,12 +217,16 @@ class Experiment:
         source = load(**arguments)
         if not isinstance(source, Pool | FederatedData):
             raise DataError(f"data set {self.data.name!r} returned {type(source).__name__}; return a Pool or FederatedData")
-        data = self._dealt(source) if self.labels is None else self._hidden(source, self.labels)
+        data = self._labeled(source)
+        if self.modalities is not None:
+            data = self.modalities.hidden(data)
         return data if self.participants is None else data.only(self.participants)
 
-    def _hidden(self, source: Pool | FederatedData, table: Labels) -> FederatedData:
-        """The clients' data with labels hidden."""
-        labels = replace(table, fold=table.fold or self.seed + 1)
+    def _labeled(self, source: Pool | FederatedData) -> FederatedData:
+        """The clients' data, labels hidden as ``labels`` says."""
+        if self.labels is None:
+            return self._dealt(source)
+        labels = replace(self.labels, fold=self.labels.fold or self.seed + 1)
         if isinstance(source, Pool):
             marked: Pool | FederatedData = replace(source, train=labels.marked(source.train))
         else:

@@ -14,6 +14,7 @@ from fedvision.data import Examples
 from fedvision.holdings import Holdings
 from fedvision.learners.learner import Learner, follows_its_steps
 from fedvision.optimizers import Stepper
+from fedvision.reach import Reach
 
 
 class Silo:
@@ -57,6 +58,7 @@ class Silo:
         self._begun, self._span = progress, span
         self._holdings = Holdings.of(learner, model) if holdings is None else holdings
         self._shared = self._holdings.load(model, arrays, self.state)
+        self._reach = Reach(model)
         model.train()
 
     @property
@@ -72,6 +74,14 @@ class Silo:
         """A copy of the model's shared arrays that are not trained, such as BatchNorm's running statistics."""
         trained = set(self.params)
         return {name: _copy(tensor) for name, tensor in self._shared.items() if name not in trained}
+
+    @property
+    def untrained(self) -> frozenset[str]:
+        """The shared arrays that no gradient of the loss has reached here: parameters, and the buffers that go with them.
+
+        A penalty reaches whatever it is about and teaches nothing, so it does not count. Empty before anything was trained.
+        """
+        return self._reach.untrained & self._shared.keys()
 
     def keep(self) -> None:
         """Remember in ``state`` what of the model stays here."""
@@ -98,14 +108,16 @@ class Silo:
             yield batch
 
     def gradient(self, batches: Iterable[Examples]) -> tuple[float, dict[str, Tensor]]:
-        """Mean loss over the examples of all batches, and its gradient by parameter name.
+        """Mean loss over the examples of all batches, and its gradient by parameter name; zero where there is none.
 
         What follows a step follows here too, once: to a server that takes the step, this answer is one.
         """
         params, losses = self.params, Tally()
         sums: list[Tensor] | None = None
         for batch in batches:
-            gradients = torch.autograd.grad(self._seen(batch, losses), list(params.values()), materialize_grads=True)
+            loss = self._seen(batch, losses)
+            self._reach.follow(params, loss)
+            gradients = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
             if sums is None:
                 sums = [gradient * len(batch) for gradient in gradients]  # not in place: autograd may hand out one tensor twice
             else:
@@ -128,6 +140,7 @@ class Silo:
         step = Stepper(optimizer, trained, self.learner.groups(self.model), self.state)
         for batch in batches:
             loss = self._seen(batch, losses)
+            self._reach.follow(trained, loss)
             step(torch.autograd.grad(loss if penalty is None else loss + penalty(), params, allow_unused=True), self.progress)
             self._follow(batch)
         step.end()

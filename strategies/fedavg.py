@@ -56,7 +56,7 @@ class LocalStrategy(Strategy):
     def trained(self, silo: Silo) -> Update:
         """The answer of plain local training."""
         loss = silo.descend(self.local_batches(silo), self.client_optimizer)
-        return Update({"arrays": silo.arrays()}, {"train_loss": loss})
+        return Update({"arrays": silo.arrays()}, {"train_loss": loss}, self.left_out(silo))
 
 
 @dataclass(kw_only=True)
@@ -79,6 +79,8 @@ class FedAvg(AveragingStrategy):
 
     Source: McMahan et al., arXiv 1602.05629, algorithm 1.
     """
+
+    partial = True
 
     @batchable
     def client_update(self, silo: Silo, content: RecordDict) -> Update:

@@ -21,7 +21,8 @@ from strategies.strategy import Fold, Records, Silo, Update, batchable
 class ServerOptimizedStrategy(LocalStrategy):
     """Local training as in FedAvg, then a server step along Delta = mean of the clients' parameters - global ones.
 
-    Buffers, such as BatchNorm's running statistics, are averaged: a step too far would make a variance negative.
+    Buffers, such as BatchNorm's running statistics, are averaged: a step too far would make a variance negative. A parameter that nobody
+    trained in a round stays where it is, and so do its moments.
 
     Attributes:
         server_lr: the server's step size, eta.
@@ -29,6 +30,7 @@ class ServerOptimizedStrategy(LocalStrategy):
     Source: Reddi et al., arXiv 2003.00295, algorithm 2.
     """
 
+    partial = True
     server_lr: Positive = 1.0
 
     def __post_init__(self) -> None:
@@ -44,7 +46,7 @@ class ServerOptimizedStrategy(LocalStrategy):
         """The locally trained model, parameters and buffers apart."""
         loss = silo.descend(self.local_batches(silo), self.client_optimizer)
         params = {name: param.detach().clone() for name, param in silo.params.items()}
-        return Update({"params": params, "buffers": silo.buffers()}, {"train_loss": loss})
+        return Update({"params": params, "buffers": silo.buffers()}, {"train_loss": loss}, self.left_out(silo))
 
     def accumulators(self) -> dict[str, Fold]:
         """A mean over clients."""

@@ -29,6 +29,7 @@ class FedProx(AveragingStrategy):
     Source: Li et al., arXiv 1812.06127, algorithm 2.
     """
 
+    partial = True
     mu: NonNegative = 0.01
 
     @batchable
@@ -37,4 +38,4 @@ class FedProx(AveragingStrategy):
         params = silo.params
         anchor = {name: param.detach().clone() for name, param in params.items()}
         loss = silo.descend(self.local_batches(silo), self.client_optimizer, lambda: proximal(params, anchor, self.mu))
-        return Update({"arrays": silo.arrays()}, {"train_loss": loss})
+        return Update({"arrays": silo.arrays()}, {"train_loss": loss}, self.left_out(silo))

@@ -19,11 +19,13 @@ class FedSGD(GradientStrategy):
     Differs: clients count equally by default, as in arXiv 2205.09305; ``weight_by = "examples"`` is McMahan's.
     """
 
+    partial = True
+
     @batchable
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The gradient of the mean loss over all of the client's examples."""
         loss, gradient = silo.gradient(silo.batches(self.chunk_size, shuffle=False))
-        return Update({"gradient": gradient, "buffers": silo.buffers()}, {"train_loss": loss})
+        return Update({"gradient": gradient, "buffers": silo.buffers()}, {"train_loss": loss}, self.left_out(silo))
 
     def accumulators(self) -> dict[str, Fold]:
         """A mean over clients."""

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -67,8 +68,8 @@ class Foreign(Strategy):
 
     @batchable
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
-        """The locally trained model."""
-        return self._clients.client_update(silo, content)
+        """The locally trained model, all of it: Flower's strategies take means of whole models."""
+        return replace(self._clients.client_update(silo, content), untrained=frozenset())
 
     @property
     def client_optimizer(self) -> dict[str, Any]:

@@ -23,13 +23,14 @@ class Geometric(GradientStrategy):
     Source: FedILC, arXiv 2205.09305, row "Geometric" of its tables.
     """
 
+    partial = True
     agreement_threshold: Fraction = 0.0
 
     @batchable
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The gradient of the mean loss over all of the client's examples."""
         loss, gradient = silo.gradient(silo.batches(self.chunk_size, shuffle=False))
-        return Update({"gradient": gradient, "buffers": silo.buffers()}, {"train_loss": loss})
+        return Update({"gradient": gradient, "buffers": silo.buffers()}, {"train_loss": loss}, self.left_out(silo))
 
     def accumulators(self) -> dict[str, Fold]:
         """A weighted geometric mean over clients."""

@@ -1,6 +1,6 @@
 """Strategies whose clients send gradients: the server's optimizer takes one step a round."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ def adam() -> dict[str, Any]:
 class GradientStrategy(Strategy):
     """One server step a round along the clients' combined gradient.
 
+    A parameter without a gradient in a round stays where it is, and so does what the optimizer remembers of it.
+
     Attributes:
         server_optimizer: any torch optimizer; its state lives at the server and is checkpointed.
         chunk_size: how many examples a client pushes through the model at a time; bounds its memory and
@@ -39,25 +41,40 @@ class GradientStrategy(Strategy):
         optimizers.checked(self.server_optimizer)
 
     def step(self, arrays: Named, gradient: Named) -> dict[str, Tensor]:
-        """The parameters after one step of the server's optimizer along ``gradient``."""
+        """The parameters in ``gradient`` after one step of the server's optimizer along it; others stay, their moments too."""
+        unknown = [name for name in gradient if name not in self._params]
+        if unknown:
+            self._admit(arrays, unknown)
         if self._optimizer is None:
-            self._params = {name: torch.empty_like(arrays[name]) for name in gradient}
-            self._optimizer = optimizers.build(self.server_optimizer, self._params.values())
-            if self._remembered:
-                self._optimizer.load_state_dict(self._remembered)
+            return {}
         for name, param in self._params.items():
             param.copy_(arrays[name])
-            param.grad = gradient[name]
+            param.grad = gradient.get(name)
         self._optimizer.step()
-        return {name: param.clone() for name, param in self._params.items()}
+        return {name: self._params[name].clone() for name in gradient}
+
+    def _admit(self, arrays: Named, unknown: Sequence[str]) -> None:
+        """Make the optimizer again, over parameters that have a gradient for the first time too; the moments of the others last."""
+        state = self._memory()
+        names = dict.fromkeys([*state.pop("names", self._params), *unknown])
+        self._params = {name: torch.empty_like(arrays[name]) for name in names}
+        self._optimizer = optimizers.build(self.server_optimizer, self._params.values())
+        if state:
+            groups = [{**group, "params": list(range(len(names)))} for group in state["param_groups"]]
+            self._optimizer.load_state_dict({**state, "param_groups": groups})
 
     def state(self) -> dict[str, Any]:
-        """The server optimizer's moments."""
-        return self._optimizer.state_dict() if self._optimizer is not None else self._remembered
+        """The server optimizer's moments, and the parameters that they are of, in its order."""
+        return self._memory()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on with the moments of ``state``."""
-        self._remembered, self._optimizer = dict(state), None
+        self._remembered, self._optimizer, self._params = dict(state), None, {}
+
+    def _memory(self) -> dict[str, Any]:
+        if self._optimizer is None:
+            return dict(self._remembered)
+        return {**self._optimizer.state_dict(), "names": list(self._params)}
 
     def server_update(self, arrays: Named, aggregates: Records) -> Named:
         """One optimizer step along the aggregated gradient."""

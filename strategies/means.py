@@ -170,7 +170,11 @@ class Layout(NamedTuple):
 class Accumulator(ABC):
     """A running combination of named arrays that grows by answers and merges with its like.
 
-    The first answer fixes the names, shapes and types of the arrays, and the result has the same.
+    An answer need not have all arrays: each is combined over the answers that have it, and the
+    result has those that any answer of positive weight has. The first answer with an array fixes its
+    shape and type. Whether a client may leave an array out is for others to say
+    (``strategies.strategy.Inspection``).
+
     Sums are kept in float32 for float32 and shorter types, in float64 for float64 and integers;
     an integer result (``num_batches_tracked``) is rounded. An answer is only read while it is
     added: nothing of it is changed or kept.
@@ -184,14 +188,15 @@ class Accumulator(ABC):
         self._layouts: dict[str, Layout] = {}
         self._sums: dict[str, Tensor] = {}
         self._scratch: dict[torch.dtype, Tensor] = {}
-        # One total per type of sum: rounded alike, it equals the weight of a group of all answers.
-        self._totals = {dtype: torch.zeros((), dtype=dtype) for dtype in SUM_DTYPES}
-        self._count = 0
+        # A total for each array and type of sum: rounded alike, it equals the weight of all answers.
+        self._totals = {dtype: torch.zeros(0, dtype=dtype) for dtype in SUM_DTYPES}
+        self._places: dict[str, int] = {}
+        self._weight, self._count = 0.0, 0
 
     @property
     def weight(self) -> float:
         """The total weight of the answers so far."""
-        return self._totals[torch.float64].item()
+        return self._weight
 
     @property
     def count(self) -> int:
@@ -208,8 +213,8 @@ class Accumulator(ABC):
             weight: finite and at least 0, for instance the client's number of examples.
 
         Raises:
-            AggregationError: the weight is out of range, or a name, shape or type is not that of
-                the first answer.
+            AggregationError: the weight is out of range, or a shape or type is not that of an
+                earlier answer.
         """
         if not (math.isfinite(weight) and weight >= 0):
             raise AggregationError(f"An answer weighs {weight}; give a finite weight, at least 0.")
@@ -218,7 +223,11 @@ class Accumulator(ABC):
         for name, array in update.items():
             self._fold(self._sums[name], array.reshape(-1), float(weight))
         for total in self._totals.values():
-            total.add_(weight)
+            if len(update) == len(total):
+                total.add_(weight)
+            else:
+                total[self._where(update)] += weight
+        self._weight += weight
         self._count += 1
 
     @torch.no_grad()
@@ -226,7 +235,8 @@ class Accumulator(ABC):
         """Fold in all answers of another accumulator, which stays as it is.
 
         Raises:
-            AggregationError: ``other`` is of another kind, or has other settings or arrays.
+            AggregationError: ``other`` is of another kind, or has other settings, or an array of
+                another shape or type.
         """
         if type(other) is not type(self) or other._settings != self._settings:
             fact = f"{self!r} cannot merge with {other!r}"
@@ -234,10 +244,11 @@ class Accumulator(ABC):
         if not other._count:
             return
         self._admit(other._layouts, other._sums)
-        for name, sums in self._sums.items():
-            sums.add_(other._sums[name].to(sums.device))
+        for name, sums in other._sums.items():
+            self._sums[name].add_(sums.to(self._sums[name].device))
         for dtype, total in self._totals.items():
-            total.add_(other._totals[dtype])
+            total[self._where(other._sums)] += other._totals[dtype]
+        self._weight += other._weight
         self._count += other._count
 
     @torch.no_grad()
@@ -251,7 +262,8 @@ class Accumulator(ABC):
         if not self.weight > 0:
             fact = f"{self!r} has {self.count} answers of total weight {self.weight:g}"
             raise AggregationError(f"{fact}; add at least one answer of positive weight.")
-        return {name: self._combine(name) for name in self._sums}
+        weights = self._totals[torch.float64].tolist()
+        return {name: self._combine(name) for name, weight in zip(self._sums, weights, strict=True) if weight > 0}
 
     @abstractmethod
     def _fold_block(self, sums: Tensor, g: Tensor, weight: float, scratch: Tensor) -> None:
@@ -262,13 +274,20 @@ class Accumulator(ABC):
         """A fresh block [b] of the result, from the sums [sums, b] and the total weight."""
 
     def _admit(self, layouts: Mapping[str, Layout], arrays: Mapping[str, Tensor]) -> None:
-        """Check an answer's arrays against the first answer's, or make room for the first."""
-        if self._count:
-            _check_same(self._layouts, layouts)
+        """Check an answer's arrays against those of earlier ones, or make room for the first of a name."""
+        _check_same(self._layouts, layouts)
+        fresh = {name: layout for name, layout in layouts.items() if name not in self._layouts}
+        if not fresh:
             return
-        _check_real(layouts)
-        self._layouts = dict(layouts)
-        self._sums = {name: self._room(layouts[name], arrays[name].device) for name in layouts}
+        _check_real(fresh)
+        self._layouts |= fresh
+        self._sums |= {name: self._room(layout, arrays[name].device) for name, layout in fresh.items()}
+        self._places = {name: place for place, name in enumerate(self._sums)}
+        self._totals = {dtype: torch.cat([total, total.new_zeros(len(fresh))]) for dtype, total in self._totals.items()}
+
+    def _where(self, arrays: Mapping[str, Tensor]) -> list[int]:
+        """The places of the totals of some arrays."""
+        return [self._places[name] for name in arrays]
 
     def _room(self, layout: Layout, device: torch.device) -> Tensor:
         return _zeros((self._sum_count, layout.shape.numel()), layout.sum_dtype, device)
@@ -293,11 +312,12 @@ class Accumulator(ABC):
     def _combine(self, name: str) -> Tensor:
         """The result of one array, in its own shape and type."""
         layout, sums = self._layouts[name], self._sums[name]
+        total = self._totals[sums.dtype][self._places[name]]
         result = _zeros(layout.shape, layout.dtype, sums.device)
         sum_blocks = torch.split(sums, CACHE_BLOCK, 1)
         blocks = torch.split(result.view(-1), CACHE_BLOCK)
         for sum_block, block in zip(sum_blocks, blocks, strict=True):
-            values = self._answer(sum_block, self._totals[sums.dtype])
+            values = self._answer(sum_block, total)
             if not layout.dtype.is_floating_point:
                 _check_fits(name, values.round_(), layout.dtype)
             block.copy_(values)
@@ -408,12 +428,8 @@ def _check_real(layouts: Mapping[str, Layout]) -> None:
 
 
 def _check_same(first: Mapping[str, Layout], other: Mapping[str, Layout]) -> None:
-    if first.keys() != other.keys():
-        missing, extra = sorted(first.keys() - other.keys()), sorted(other.keys() - first.keys())
-        fact = f"An answer lacks the arrays {missing} and adds the arrays {extra}"
-        raise AggregationError(f"{fact}; every client must train the same model.")
     for name, layout in other.items():
-        if layout != first[name]:
+        if layout != first.get(name, layout):
             fact = f"Array {name!r} is {layout} in one answer and {first[name]} in the first"
             raise AggregationError(f"{fact}; every client must train the same model.")
 

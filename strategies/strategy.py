@@ -8,6 +8,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -30,6 +31,9 @@ log = logging.getLogger("fedvision")
 Records = Mapping[str, Named]
 """Named arrays by record, such as ``{"gradient": {...}, "buffers": {...}}``."""
 
+UNTRAINED = "untrained"
+"""The record of an answer that says which arrays each of the others leaves out, if any does."""
+
 
 @runtime_checkable
 class Silo(Protocol):
@@ -45,6 +49,10 @@ class Silo(Protocol):
     @property
     def params(self) -> dict[str, Tensor]:
         """The model's trainable parameters by name, as they are in the model."""
+
+    @property
+    def untrained(self) -> frozenset[str]:
+        """The shared arrays that no gradient of the loss has reached so far."""
 
     def arrays(self) -> dict[str, Tensor]:
         """A copy of all of the model's shared arrays: parameters and buffers."""
@@ -139,10 +147,12 @@ class Update:
     Attributes:
         records: named arrays by record.
         metrics: numbers to average over the clients, ``train_loss`` among them.
+        untrained: arrays that do not travel, since the client has learned nothing about them; see ``Strategy.left_out``.
     """
 
     records: Records
     metrics: Mapping[str, float] = field(default_factory=dict)
+    untrained: AbstractSet[str] = frozenset()
 
     def parted(self, clients: int) -> "list[Update]":
         """The answer of clients who answered together, as one for each of them; they share its memory.
@@ -158,7 +168,8 @@ class Update:
         if odd:
             raise EngineError(f"{clients} clients answer together, but {odd[0]} has shape {shapes[odd[0]]}; {ONE_BY_ONE}")
         numbers = {name: value.tolist() if isinstance(value, Tensor) else [value] * clients for name, value in self.metrics.items()}
-        return [Update(self._records_of(i), {name: values[i] for name, values in numbers.items()}) for i in range(clients)]
+        metrics = [{name: values[i] for name, values in numbers.items()} for i in range(clients)]
+        return [Update(self._records_of(i), metrics[i], self.untrained) for i in range(clients)]
 
     def _records_of(self, client: int) -> Records:
         return {record: {name: tensor[client] for name, tensor in arrays.items()} for record, arrays in self.records.items()}
@@ -191,10 +202,14 @@ class Strategy(FlowerStrategy):
         answered: how many answers were accepted.
         client_memory: whether the client half keeps anything in ``silo.state`` from one round to the next.
         per_example: whether it needs the gradient of each example, of a loss that is a mean over them.
+        partial: whether answers leave out the arrays that no gradient reached, as the decoder of what a silo has no data of. Each array
+            is then combined over those who trained it, with their weights, and one that nobody trained stays as it is. If not, what
+            was not trained counts as unchanged, or as a gradient of zero. See decision 0013.
     """
 
     client_memory: ClassVar[bool] = False
     per_example: ClassVar[bool] = False
+    partial: ClassVar[bool] = False
     fraction: PositiveFraction = 1.0
     fraction_evaluate: PositiveFraction | None = None
     min_clients: Count = 1
@@ -217,7 +232,7 @@ class Strategy(FlowerStrategy):
 
     @abstractmethod
     def server_update(self, arrays: Named, aggregates: Records) -> Named:
-        """At the server: the next global parameters, from this round's and the accumulators' results."""
+        """At the server: the next global parameters, from this round's and the accumulators' results; those not named stay."""
 
     def prepare(self, content: RecordDict, ask: Callable[[RecordDict], Iterator[RecordDict]]) -> RecordDict:
         """At the server, before training: what to send.
@@ -231,6 +246,10 @@ class Strategy(FlowerStrategy):
     def client_statistics(self, silo: Silo, content: RecordDict) -> Update:
         """In the client: the answer to ``prepare``'s question."""
         raise AggregationError(f"{type(self).__name__} asks its clients for no statistics")
+
+    def left_out(self, silo: Silo) -> frozenset[str]:
+        """In the client: what an answer leaves out, for its ``Update.untrained``; nothing, unless the strategy is ``partial``."""
+        return silo.untrained if self.partial else frozenset()
 
     def state(self) -> dict[str, Any]:
         """What the server must remember between rounds: nested dicts and lists of tensors, numbers and text."""
@@ -257,7 +276,7 @@ class Strategy(FlowerStrategy):
             AggregationError: fewer than ``min_clients`` answers could be used.
         """
         accumulators = self.accumulators()
-        expected = Inspection(self._arrays, frozenset(accumulators))
+        expected = Inspection(self._arrays, frozenset(accumulators), self.partial)
         accumulators["buffers"] = ArithmeticMean()
         means = WeightedMeans()
         for content in self._contents(replies, expected.fault):
@@ -359,16 +378,19 @@ class Inspection:
     """Finds out whether answers can be folded together.
 
     An array that is named after one of the model's must have its shape and type; apart from that, the first answer
-    without fault fixes what the others hold.
+    without fault fixes what the others hold. What an answer says it leaves out counts as held: a client that trained nothing of an
+    array says so, one that forgets an array is refused.
 
     Args:
         model: the global arrays.
         records: which records an answer has, apart from ``buffers``; None: those of the first.
+        partial: whether answers may leave arrays out.
     """
 
-    def __init__(self, model: Named, records: frozenset[str] | None = None) -> None:
+    def __init__(self, model: Named, records: frozenset[str] | None = None, partial: bool = False) -> None:
         self._model = model
         self._records = records
+        self._partial = partial
         self._first: dict[str, dict[str, str]] | None = None
 
     def fault(self, content: RecordDict) -> str | None:
@@ -381,11 +403,31 @@ class Inspection:
         except Exception as error:  # whatever bytes a client sent
             return f"the answer cannot be read: {error}"
         layout = {record: {name: _layout(tensor) for name, tensor in arrays.items()} for record, arrays in records.items()}
+        left_out = config_of(content, UNTRAINED)
+        reason = self._unfounded(left_out, layout)
+        if reason is not None:
+            return reason
+        for record, names in left_out.items():
+            layout[record] |= {name: _layout(self._model[name]) for name in names}
         reason = next(filter(None, (self._misfit(record, arrays) for record, arrays in layout.items())), None)
         reason = reason or next(filter(None, map(_not_finite, records.values())), None)
         if reason is None and self._first is None:
             self._first = layout
         return reason
+
+    def _unfounded(self, left_out: Mapping[str, Any], layout: Mapping[str, Mapping[str, str]]) -> str | None:
+        """What is wrong with what an answer says it leaves out."""
+        for record, names in left_out.items():
+            if record not in layout or not isinstance(names, list):
+                return f"the answer leaves out {names!r} of a record {record!r}, which it does not have"
+            for name in names:
+                if name not in self._model:
+                    return f"array {name!r} is left out, but is not an array of the model"
+                if name in layout[record]:
+                    return f"array {name!r} is left out and sent all the same"
+                if not self._partial:
+                    return f"array {name!r} is left out, but the strategy needs all of them"
+        return None
 
     def _misfit(self, record: str, arrays: Mapping[str, str]) -> str | None:
         foreign = sorted(arrays.keys() - self._model.keys())
@@ -431,7 +473,11 @@ def reply(message: Message, update: Update, examples: int, work: int | None = No
         examples: how many the client trains on; its weight, where examples count.
         work: how many it pushed through the model for this answer, one that was used twice counting twice.
     """
-    records: dict[str, Any] = {name: pack(arrays) for name, arrays in update.records.items() if arrays}
+    given = {name: arrays for name, arrays in update.records.items() if arrays}
+    records: dict[str, Any] = {name: pack(_without(arrays, update.untrained)) for name, arrays in given.items()}
+    left_out = {name: sorted(arrays.keys() & update.untrained) for name, arrays in given.items()}
+    if any(left_out.values()):
+        records[UNTRAINED] = ConfigRecord({name: names for name, names in left_out.items() if names})
     records["metrics"] = MetricRecord({"num-examples": examples, **update.metrics})
     records["work"] = ConfigRecord({"examples": examples if work is None else work})  # Flower's strategies take one MetricRecord only
     return Message(RecordDict(records), reply_to=message)
@@ -440,6 +486,10 @@ def reply(message: Message, update: Update, examples: int, work: int | None = No
 def work_of(content: RecordDict) -> int:
     """How many examples a client pushed through the model for an answer; 0 if it does not say."""
     return int(config_of(content, "work").get("examples", 0))
+
+
+def _without(arrays: Named, names: AbstractSet[str]) -> Named:
+    return {name: tensor for name, tensor in arrays.items() if name not in names} if names else arrays
 
 
 def _bad_metrics(content: RecordDict) -> str | None:

@@ -26,7 +26,9 @@ from fedvision.experiment import Experiment
 from fedvision.holdings import Holdings
 from fedvision.learners.doublematch import DoubleMatch
 from fedvision.learners.learner import Learner
+from fedvision.learners.multimae import MultiMAE
 from fedvision.learners.usi import USI
+from fedvision.multimae.views import image_normalization
 from fedvision.seeds import generator, global_generators
 from fedvision.silo import Silo
 from fedvision.views import weak
@@ -65,6 +67,10 @@ PRESETS = {
         Spec((3, 32, 32), 10),
         32,
         {"learner.model": "resnet18", "learner.teacher": {"model": "resnet26", "steps": 1, "data": SCENES}},
+    ),
+    "MultiMAE, tiny": Preset("multimae-tiny", Spec((3, 32, 32), 4, ("image", "depth", "semseg")), 32, {}),
+    "MultiMAE, ViT-B at 224 pixels, 2 pictures": Preset(
+        "multimae-imagenet", Spec((3, 224, 224), 0, ("image", "depth", "semseg")), 2, {"learner.crop_scale": [1.0, 1.0]}
     ),
 }
 
@@ -151,16 +157,78 @@ def plain_usi(learner: USI, model: Any, examples: Examples, preset: Preset, opti
     return train
 
 
+def plain_multimae(learner: MultiMAE, model: Any, examples: Examples, preset: Preset, optimizer: dict[str, Any]) -> Loop:
+    """The same by hand."""
+    patch, stride, normalized = learner.patch, learner.semantic_stride, image_normalization(3)
+    trained = [param for param in model.parameters() if param.requires_grad]
+
+    def share_out(n: int, patches: int, visible: int, rng: torch.Generator) -> torch.Tensor:
+        counts = (torch._sample_dirichlet(torch.full((n, 3), learner.alpha), rng) * visible).round()
+        wished = torch.cat([torch.rand(n, patches, generator=rng).argsort(1) < count[:, None] for count in counts.unbind(1)], 1)
+        return (torch.rand(n, 3 * patches, generator=rng) - wished.float()).argsort(1)[:, :visible]
+
+    def train(steps: int) -> None:
+        rng = generator(0, "plain")
+        model.train()
+        adamw = torch.optim.AdamW(trained, lr=optimizer["lr"], betas=(0.9, 0.95), weight_decay=optimizer["weight_decay"])
+        for _ in range(steps):
+            index = torch.randperm(len(examples), generator=rng)[: preset.batch]
+            rgb, depth = normalized(examples.image[index]), examples.fields["depth"][index]
+            semseg = examples.fields["semseg"][index][:, ::stride, ::stride].long()
+            if learner.flip:
+                flips = torch.rand(len(index), generator=rng) < learner.flip
+                rgb[flips], depth[flips], semseg[flips] = rgb[flips].flip(-1), depth[flips].flip(-1), semseg[flips].flip(-1)
+            middle = depth.flatten(1).sort(1).values
+            middle = middle[:, int(0.1 * middle.shape[1]) : int(0.9 * middle.shape[1])]
+            depth = (depth - middle.mean(1)[:, None, None, None]) / (middle.var(1)[:, None, None, None] + 1e-6).sqrt()
+            rows = rgb.shape[-1] // patch
+            n = rows * rows
+            keep = share_out(len(index), n, learner.visible or n // 2, rng)
+            found = model({"rgb": rgb, "depth": depth, "semseg": semseg}, keep)
+            masked = torch.ones(len(index), 3 * n).scatter(1, keep, 0.0)
+            blocks = rgb.unflatten(3, (rows, patch)).unflatten(2, (rows, patch))
+            variance, mean = torch.var_mean(blocks, dim=(1, 3, 5), keepdim=True)
+            errors = {
+                "rgb": (found["rgb"] - rgb).square().mean(1),
+                "depth": (found["depth"] - depth).abs().mean(1),
+                "semseg": F.cross_entropy(found["semseg"], semseg, reduction="none"),
+                "norm_rgb": (found["norm_rgb"] - ((blocks - mean) / (variance + 1e-6).sqrt()).view_as(rgb)).square().mean(1),
+            }
+            loss = torch.zeros(())
+            for name, error in errors.items():
+                first = ("rgb", "depth", "semseg").index(name.removeprefix("norm_")) * n
+                side = error.shape[-1] // rows
+                mask = masked[:, first : first + n].view(-1, rows, rows).repeat_interleave(side, 1).repeat_interleave(side, 2)
+                loss = loss + ((error * mask).sum((1, 2)) / mask.sum((1, 2))).nanmean()
+            adamw.zero_grad()
+            loss.backward()
+            adamw.step()
+
+    return train
+
+
+PLAIN: dict[type[Learner], Callable[..., Loop]] = {DoubleMatch: plain_doublematch, USI: plain_usi, MultiMAE: plain_multimae}
+
+
+def drawn(spec: Spec) -> Examples:
+    """Random examples, as many as a batch needs or 512 small ones."""
+    rng, number = generator(0, "images"), 512 if max(spec.image_shape) < 100 else 8
+    fields = {"image": torch.rand(number, *spec.image_shape, generator=rng)}
+    side = spec.image_shape[1:]
+    if "depth" in spec.fields:
+        fields |= {"depth": 1 + torch.rand(number, 1, *side, generator=rng)}
+        fields |= {"semseg": torch.randint(5, (number, *side), generator=rng).to(torch.uint8)}
+    return Examples(fields | {"label": torch.randint(max(spec.classes, 2), (number,), generator=rng)})
+
+
 def ratios(preset: Preset, steps: int, repeats: int) -> list[float]:
     """Our time over the plain loop's, in each repeat."""
     experiment = Experiment.load(preset.experiment, preset.changes)
     learner: Any = experiment.build_learner()
     optimizer = dict(experiment.strategy.settings["client_optimizer"])
-    rng = generator(0, "images")
-    images = torch.rand(512, *preset.spec.image_shape, generator=rng)
-    examples = Examples({"image": images, "label": torch.randint(preset.spec.classes, (512,), generator=rng)})
+    examples = drawn(preset.spec)
     models = [laid_out(learner.build(preset.spec, generator(0, "model"))) for _ in range(2)]
-    plain = plain_doublematch if isinstance(learner, DoubleMatch) else plain_usi
+    plain = PLAIN[type(learner)]
     loops = [ours(learner, models[0], examples, preset, optimizer), plain(learner, models[1], examples, preset, optimizer)]
     measured = [[_seconds(loop, steps) for loop in loops] for _ in range(repeats + 1)]
     return [one / other for one, other in measured[1:]]
@@ -178,10 +246,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of training in a repeat")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="", help="of the lines, those that begin so")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"time of our local steps / plain loop, median [least, most] of {arguments.repeats} repeats, {arguments.threads} thread(s)")
-    for name, preset in PRESETS.items():
+    chosen = {name: preset for name, preset in PRESETS.items() if name.startswith(arguments.only)}
+    for name, preset in chosen.items():
         found = ratios(preset, arguments.steps, arguments.repeats)
         print(f"{name:<52}{statistics.median(found):>6.2f} [{min(found):.2f}, {max(found):.2f}]", flush=True)
 

@@ -1,11 +1,13 @@
 """A data card: how much every client holds, of what, and how far its classes are from everybody's."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedvision.data.examples import LABEL
 from fedvision.data.federated import FederatedData, Silos
+from fedvision.data.modalities import held
 from fedvision.errors import DataError
 
 
@@ -23,6 +25,7 @@ class Card:
             TV(p, q) = 1/2 sum_c |p_c - q_c|, float64 [clients] in [0, 1].
         jensen_shannon: JS(p, q) = 1/2 KL(p || m) + 1/2 KL(q || m) with m = (p + q) / 2, in bits (logarithms to
             base 2), float64 [clients] in [0, 1].
+        held: training examples per client that have a field, int64 [clients], by field, of those that some examples lack.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Card:
     counts: np.ndarray
     total_variation: np.ndarray
     jensen_shannon: np.ndarray
+    held: Mapping[str, np.ndarray]
 
     @property
     def unlabeled(self) -> np.ndarray:
@@ -63,6 +67,7 @@ def card(data: FederatedData) -> Card:
         counts=counts,
         total_variation=total_variation(p, q),
         jensen_shannon=jensen_shannon(p, q),
+        held={field: counts.numpy() for field, counts in held(data.train).items()},
     )
 
 

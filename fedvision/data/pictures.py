@@ -3,16 +3,21 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from fedvision.errors import DataError
 
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+T = TypeVar("T")
 
 _READERS = min(16, 2 * (os.cpu_count() or 1))
 
@@ -53,8 +58,59 @@ def read_maps(files: Sequence[Path], size: int) -> Tensor:
     return _read(files, lambda picture: _fitted(_numbers(picture), size, Image.Resampling.NEAREST), (size, size))
 
 
+GRAY_16 = ("I;16", "I;16L", "I;16B")
+"""Pillow's modes of 16 bits of gray."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the pictures of a folder hold a pixel.
+
+    Attributes:
+        name: in words.
+        channels: how many numbers.
+        largest: what a picture has where the value is 1.
+    """
+
+    name: str
+    channels: int
+    largest: int
+
+
+def values_of(files: Sequence[Path]) -> Values:
+    """What pictures hold that are read as values; the same in all of them.
+
+    Raises:
+        DataError: pictures of several kinds, or one that is neither in gray (8 or 16 bits) nor in color; no pictures.
+    """
+    gray, deep, color = Values("8 bits of gray", 1, 255), Values("16 bits of gray", 1, 65535), Values("color", 3, 255)
+    kinds = {"L": gray, "RGB": color, **dict.fromkeys(GRAY_16, deep)}
+    modes = _of_each(files, lambda picture: picture.mode)
+    for file, mode in zip(files, modes, strict=True):
+        if mode not in kinds:
+            raise DataError(f"{file} has the mode {mode}, where gray (8 or 16 bits) or color (RGB) is expected; save it as such a PNG")
+        if kinds[mode] != kinds[modes[0]]:
+            fact = f"{file} is in {kinds[mode].name}, {files[0]} in {kinds[modes[0]].name}"
+            raise DataError(f"{fact}; save all pictures of a folder alike")
+    return kinds[modes[0]]
+
+
+def read_values(files: Sequence[Path], size: int, kind: Values) -> Float[Tensor, "n channels size size"]:
+    """Pictures of one kind as values, float32 in [0, 1], of its largest; resized as images are.
+
+    Raises:
+        DataError: a file that is no picture.
+    """
+
+    def one(picture: Image.Image) -> np.ndarray:
+        bands = [np.asarray(band, dtype=np.float32) / kind.largest for band in picture.split()]
+        return np.stack([_fitted(Image.fromarray(band), size, Image.Resampling.BILINEAR) for band in bands])
+
+    return _read(files, one, (kind.channels, size, size)).clamp_(0, 1)
+
+
 def _numbers(picture: Image.Image) -> Image.Image:
-    if picture.mode not in ("1", "L", "P", "I", "I;16", "I;16L", "I;16B"):
+    if picture.mode not in ("1", "L", "P", "I", *GRAY_16):
         raise ValueError(
             f"it has the mode {picture.mode}, where one whole number a pixel is expected; save it as a PNG with 8 or 16 bits of gray"
         )
@@ -69,27 +125,23 @@ def _fitted(picture: Image.Image, size: int, resampling: Image.Resampling) -> np
 
 def _read(files: Sequence[Path], convert: Callable[[Image.Image], np.ndarray], shape: tuple[int, ...]) -> Tensor:
     """What ``convert`` makes of each picture, in order."""
-
-    def one(file: Path) -> np.ndarray:
-        try:
-            with Image.open(file) as picture:
-                return convert(picture)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{file} cannot be read: {error}; mend or remove it") from error
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        read = list(pool.map(one, files))
+    read = _of_each(files, convert)
     return torch.from_numpy(np.stack(read)) if read else torch.empty(0, *shape)
 
 
 def sizes(files: Sequence[Path]) -> list[tuple[int, int]]:
     """Width and height of each picture, from the beginning of its file."""
+    return _of_each(files, lambda picture: picture.size)
 
-    def one(file: Path) -> tuple[int, int]:
+
+def _of_each(files: Sequence[Path], what: Callable[[Image.Image], T]) -> list[T]:
+    """``what`` of each picture, in order."""
+
+    def one(file: Path) -> T:
         try:
             with Image.open(file) as picture:
-                return picture.size
-        except (OSError, SyntaxError) as error:
+                return what(picture)
+        except (OSError, ValueError, SyntaxError) as error:
             raise DataError(f"{file} cannot be read: {error}; mend or remove it") from error
 
     with ThreadPoolExecutor(_READERS) as pool:

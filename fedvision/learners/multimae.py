@@ -31,6 +31,7 @@ from fedvision.multimae.masking import Masks, drawn, masks_of
 from fedvision.multimae.modalities import DEPTH_MAP, DEPTH_NAME, RGB, RGB_NAME, SEMSEG_NAME, Modality, semantic
 from fedvision.multimae.model import NORM_RGB, SIZES, Autoencoder
 from fedvision.multimae.views import Moves, Values, as_seen, present, raw
+from fedvision.multimae.weights import initialized_from
 from fedvision.registry import learners
 from fedvision.seeds import generator, global_generators
 from fedvision.settings import Count, Fraction, Positive, PositiveFraction, nearest
@@ -177,7 +178,10 @@ class MultiMAE(Learner):
         inputs, outputs = ([modalities[name] for name in names] for names in (self.inputs, self.outputs))
         grid = (self.grid or max(self._sides(spec)) // self.patch,) * 2
         with global_generators(rng):
-            return Autoencoder(inputs, outputs, size, decoder, self.patch, grid, self.normalized_rgb, self.global_tokens)
+            model = Autoencoder(inputs, outputs, size, decoder, self.patch, grid, self.normalized_rgb, self.global_tokens)
+        if self.checkpoint is not None:
+            initialized_from(model, self.checkpoint, decoders=True)
+        return model
 
     def _of_data(self, spec: Spec) -> dict[str, Modality]:
         """The modalities, as these data have them."""

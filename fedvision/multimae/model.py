@@ -1,6 +1,6 @@
 """The networks: a trunk that encodes tokens of any modalities, and the autoencoder that predicts what it was not shown."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -84,12 +84,13 @@ class Trunk(nn.Module):
         """The tokens after the last block, the global ones at the end."""
         return self.encoder(self._begun(tokens))  # type: ignore[no-any-return]
 
-    def tapped(self, tokens: Float[Tensor, "b n width"], blocks: Iterable[int]) -> list[Float[Tensor, "b m width"]]:
+    def tapped(self, tokens: Float[Tensor, "b n width"], blocks: Sequence[int]) -> list[Float[Tensor, "b m width"]]:
         """The tokens after each of some blocks, counted from 0."""
-        x, after = self._begun(tokens), []
-        for block in self.encoder:
+        x, after = self._begun(tokens), {}
+        for number, block in enumerate(self.encoder):
             x = block(x)
-            after.append(x)
+            if number in blocks:
+                after[number] = x
         return [after[number] for number in blocks]
 
     def grid(self, inputs: Mapping[str, Tensor]) -> tuple[int, int]:

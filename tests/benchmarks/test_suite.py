@@ -1,12 +1,14 @@
+from pathlib import Path
+
 import pytest
 import tomli_w
 import torch
 
-from benchmarks.bench import folder
-from benchmarks.suite import Suite, bundled
+from benchmarks.bench import stages
+from benchmarks.suite import Suite, bundled, folder
 from fedvision.assembly import Assembly
 from fedvision.errors import ExperimentError
-from fedvision.experiment import Experiment
+from fedvision.experiment import Experiment, merged
 
 FISHR = {"label": "Fishr", "strategy": {"name": "fishr"}}
 
@@ -299,3 +301,62 @@ def test_rows_may_differ_in_other_settings_than_the_strategy(here):
     assert (narrow.strategy.name, narrow.strategy.settings["chunk_size"], wide.strategy.name) == ("fedsgd", 7, "fedavg")
     assert (narrow.rounds, wide.rounds) == (3, 5), "a row's own settings come before the column's"
     assert Suite.load("methods.toml", overrides={"rounds": 2}).cells[1].experiment.rounds == 2
+
+
+@pytest.fixture
+def chained(here):
+    """A suite whose second column begins with the runs of its first."""
+    tables = {
+        "name": "chained",
+        "title": "Chained",
+        "seeds": 2,
+        "strategies": {"narrow": {"label": "Narrow", "set": {"learner.hidden": [2]}}, "wide": {"label": "Wide"}},
+        "experiments": {
+            "first": {"experiment": "mine.toml", "title": "first"},
+            "then": {"experiment": "mine.toml", "title": "then", "after": "first", "into": "name", "set": {"rounds": 7}},
+        },
+        "tables": [],
+        "sweeps": [{"title": "rate", "column": "then", "rows": ["wide"], "key": "rounds", "values": [4, 5]}],
+    }
+
+    def load(changes=None, **arguments):
+        (here / "chained.toml").write_text(tomli_w.dumps(merged(tables, changes or {})))
+        return Suite.load("chained.toml", **arguments)
+
+    return load
+
+
+def test_a_column_may_begin_with_the_runs_of_another_of_the_same_row_and_seed(chained):
+    suite = chained().within(Path("elsewhere"))
+    first = {(cell.row, cell.seed): cell.experiment for cell in suite.cells if cell.column == "first"}
+    then = [cell for cell in suite.cells if cell.column == "then" and cell.swept is None]
+    assert len(then) == len(first) == 4
+    for cell in then:
+        assert cell.before == first[cell.row, cell.seed]
+        assert cell.experiment.name == str(folder(Path("elsewhere"), cell.before) / "model.safetensors")
+        assert cell.experiment.rounds == 7
+    assert len({tuple(cell.experiment.learner.settings["hidden"]) for cell in then}) == 1, "rows speak of the first run"
+    assert {tuple(one.learner.settings["hidden"]) for one in first.values()} > {(2,)}
+
+
+def test_what_is_swept_is_swept_in_the_run_that_comes_before(chained):
+    swept = [cell for cell in chained().cells if cell.swept]
+    assert [(cell.before.rounds, cell.experiment.rounds) for cell in swept] == [(4, 7), (5, 7)] * 2
+
+
+def test_runs_that_others_begin_with_come_first_and_once(chained):
+    before, everything = stages(chained().within(Path("here")))
+    assert len(before) == 2 * 2 + 2 * 2
+    assert len(before.keys() & everything.keys()) == 2 * 2, "those of the sweep are no cells by themselves"
+    assert len(everything) == 2 * 2 * 2 + 2 * 2
+
+
+def test_naming_a_column_keeps_the_one_that_it_begins_with(chained):
+    assert list(chained().only(["then", "wide"]).experiments) == ["first", "then"]
+    assert list(chained().only(["first"]).experiments) == ["first"]
+
+
+@pytest.mark.parametrize(("after", "reason"), [("frist", "did you mean 'first'"), ("then", "after: column 'then' is not in the suite")])
+def test_a_column_can_begin_only_with_another_that_begins_by_itself(chained, after, reason):
+    with pytest.raises(ExperimentError, match=reason):
+        chained({"experiments.then.after": after})

@@ -2,6 +2,7 @@ import dataclasses
 import tomllib
 
 import pytest
+import torch
 
 from fedvision.data import Spec
 from fedvision.errors import DataError, ExperimentError
@@ -240,3 +241,11 @@ def test_an_experiment_cannot_be_changed():
 
 def test_the_written_file_is_plain_toml():
     assert tomllib.loads(Experiment.from_tables(TABLES).to_toml())["learner"]["hidden"] == [4]
+
+
+def test_participants_are_those_of_the_partition(tmp_path):
+    everyone = Experiment.load("quickstart", {"data": {"name": "digits"}, "partition": {"name": "iid", "clients": 5}})
+    alone = Experiment.load(everyone, {"participants": [2]})
+    assert Experiment.parse(alone.to_toml()) == alone
+    assert alone.fingerprint != everyone.fingerprint
+    assert torch.equal(alone.load_data().train[0].image, everyone.load_data().train[2].image)

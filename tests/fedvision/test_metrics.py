@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvision.metrics import Metrics, areas, prefixed, total
+from fedvision.metrics import Metrics, areas, confusion, overlap, prefixed, total
 
 
 def measured(values: list[float], scored: bool = False) -> Metrics:
@@ -65,3 +65,50 @@ def test_areas_that_do_not_exist_are_nan(scores, labels):
 
 def test_a_prefix_names_what_was_measured():
     assert prefixed("test", {"loss": 1.0, "auroc": 0.5}) == {"test_loss": 1.0, "test_auroc": 0.5}
+
+
+def naive_overlap(truth, predicted, classes):
+    """mIoU, mAcc and aAcc, counted pixel by pixel."""
+    pairs = [(t, p) for t, p in zip(truth, predicted, strict=True) if t < classes]
+    unions, accuracies = [], []
+    for c in range(classes):
+        right = sum(t == p == c for t, p in pairs)
+        either, true = sum(c in pair for pair in pairs), sum(t == c for t, _ in pairs)
+        unions += [right / either] if either else []
+        accuracies += [right / true] if true else []
+    return {"miou": np.mean(unions), "macc": np.mean(accuracies), "aacc": np.mean([t == p for t, p in pairs])}
+
+
+@given(st.integers(2, 5), st.integers(0, 10_000), st.integers(1, 40))
+def test_overlap_is_that_of_the_pixels(classes, seed, n):
+    rng = torch.Generator().manual_seed(seed)
+    truth, predicted = torch.randint(classes + 1, (n,), generator=rng), torch.randint(classes, (n,), generator=rng)
+    truth[truth == classes] = 255
+    truth[0] = 0
+    found = overlap(confusion(truth, predicted, classes).numpy())
+    assert found == pytest.approx(naive_overlap(truth.tolist(), predicted.tolist(), classes))
+
+
+def test_a_map_without_a_true_pixel_has_no_overlap():
+    assert overlap(np.zeros((3, 3))) == {}
+
+
+def partly(values, having):
+    """Metrics of examples of which only the first ``having`` have a depth; their maps are 0 where it is even."""
+    depth = torch.tensor(values[:having], dtype=torch.float64)
+    table = confusion(torch.tensor(values).long() % 2, torch.zeros(len(values), dtype=torch.int64), 2)
+    loss = torch.tensor(float(sum(values)))
+    return Metrics.of_batch({"loss": loss}, len(values), shares={"depth": (depth.sum(), torch.tensor(having))}, confusions={"map_": table})
+
+
+def test_what_some_examples_lack_is_a_mean_over_the_others():
+    both = partly([1.0, 2.0, 6.0], 2) + partly([4.0, 8.0], 0) + partly([3.0], 1)
+    found = both.result()
+    assert found["depth"] == 2.0
+    assert found["loss"] == 4.0
+    assert found["map_aacc"] == pytest.approx(4 / 6)
+    assert found["map_miou"] == pytest.approx((4 / 6 + 0) / 2)
+
+
+def test_what_no_example_has_is_not_reported():
+    assert partly([1.0], 0).result().keys() == {"loss", "map_miou", "map_macc", "map_aacc"}

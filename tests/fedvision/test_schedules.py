@@ -64,3 +64,13 @@ def test_progress_beyond_the_end_is_the_end():
 def test_a_wrong_schedule_is_refused(table, reason):
     with pytest.raises(ExperimentError, match=reason):
         factor(table)
+
+
+def test_the_warm_up_begins_at_nothing_and_the_cosine_where_it_ends():
+    steps, warmup = 400, 40
+    rate = factor({"name": "warmup-cosine", "warmup": warmup / steps, "final": 0.1})
+    for step in range(steps + 1):
+        falling = 0.1 + 0.9 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+        assert rate(step / steps) == pytest.approx(step / warmup if step < warmup else falling)
+    assert factor({"name": "warmup-cosine", "warmup": 0.0})(0.0) == 1.0
+    assert factor({"name": "warmup-cosine"})(1.0) == pytest.approx(0.0)

@@ -206,6 +206,22 @@ def test_data_stay_themselves_on_their_device():
     assert data.to(torch.device("cpu")) is data
 
 
+def test_participants_keep_their_examples_and_are_counted_anew():
+    data = FederatedData.from_arrays([(X + i, Y) for i in range(4)], [(X - i, Y) for i in range(4)], test=(X, Y))
+    some = data.only([3, 1])
+    assert some.num_clients == 2
+    assert torch.equal(some.train[0].image, data.train[3].image)
+    assert torch.equal(some.validation[1].image, data.validation[1].image)
+    assert some.test is data.test
+
+
+@pytest.mark.parametrize("clients", [[], [4], [-1], [1, 1]])
+def test_participants_that_do_not_exist_are_refused(clients):
+    data = FederatedData.from_arrays([(X, Y)] * 4, test=(X, Y))
+    with pytest.raises(DataError, match=r"participants = .* of 4 clients; name some of 0 to 3, each once"):
+        data.only(clients)
+
+
 # dealing
 
 

@@ -223,6 +223,80 @@ def test_wrong_pairs_are_refused_with_file_and_remedy(tmp_path):
         paired_folders(root=str(tmp_path), semantic_classes=256, rng=rng())
 
 
+def test_a_picture_may_lack_a_map_if_that_is_allowed(tmp_path):
+    paired(tmp_path / "train", 4)
+    paired(tmp_path / "test", 2)
+    for lost in ("depth/room/1", "semseg/room/1", "semseg/room/3"):
+        (tmp_path / "train" / f"{lost}.png").unlink()
+    (tmp_path / "test" / "depth" / "room" / "0.png").unlink()
+    (tmp_path / "test" / "depth" / "room" / "1.png").unlink()
+    pool = paired_folders(root=str(tmp_path), size=8, missing="allow", rng=rng())
+    assert pool.train.having("depth").tolist() == [True, False, True, True]
+    assert pool.train.having("semseg").tolist() == [True, False, True, False]
+    assert not pool.test.having("depth").any() and pool.test.having("semseg").all()
+    depth, semseg = pool.train.fields["depth"], pool.train.fields["semseg"]
+    assert depth.shape == (4, 1, 8, 8) and depth[:, 0, 7, 7].tolist() == pytest.approx([1.5, 0, 1.502, 1.503])
+    assert semseg.dtype == torch.uint8 and semseg[:, 7, 7].tolist() == [0, 255, 2, 255]
+    assert pool.test.fields["depth"].shape == (2, 1, 8, 8) and not pool.test.fields["depth"].any()
+
+
+def test_a_map_without_a_picture_is_refused_where_pictures_may_lack_maps(tmp_path):
+    paired(tmp_path)
+    (tmp_path / "depth" / "room" / "1.png").rename(tmp_path / "depth" / "room" / "one.png")
+    with pytest.raises(DataError, match=r"depth/room/one\.png has no picture of the same name in .*rgb; rename or remove it"):
+        paired_folders(root=str(tmp_path), missing="allow", rng=rng())
+    paired(tmp_path)
+    pool = paired_folders(root=str(tmp_path), size=8, rng=rng())  # all pictures have their maps: more maps do no harm
+    assert len(pool.train) + len(pool.test) == 4 and "has_depth" not in pool.train
+
+
+def test_other_folders_are_read_as_values_from_0_to_1(tmp_path):
+    paired(tmp_path)
+    for i in range(4):
+        pixels = {
+            "thermal": np.full((8, 12), 13107 * i, np.uint16),
+            "edges": np.full((8, 12), 51 * i, np.uint8),
+            "normals": np.stack([np.full((8, 12), 51 * (i + c), np.uint8) for c in range(3)], -1),
+        }
+        for kind, values in pixels.items():
+            (tmp_path / kind / "room").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(tmp_path / kind / "room" / f"{i}.png")
+    pool = paired_folders(root=str(tmp_path), modalities=("thermal", "edges", "normals", "semseg"), size=8, test_fraction=0.25, rng=rng())
+    for part in (pool.train, pool.test):
+        i = part.fields["semseg"][:, 0, 7].float()
+        for kind, offsets in (("thermal", [0]), ("edges", [0]), ("normals", [0, 1, 2])):
+            values = part.fields[kind]
+            assert values.dtype == torch.float32 and values.shape == (len(part), len(offsets), 8, 8)
+            for channel, offset in enumerate(offsets):
+                torch.testing.assert_close(values[:, channel], ((i + offset) / 5)[:, None, None].expand(-1, 8, 8))
+    (tmp_path / "edges" / "room" / "2.png").unlink()
+    some = paired_folders(root=str(tmp_path), modalities=("edges", "semseg"), size=8, missing="allow", test_fraction=0.25, rng=rng())
+    both = torch.cat([some.train.having("edges"), some.test.having("edges")])
+    ids = torch.cat([some.train.fields["semseg"], some.test.fields["semseg"]])[:, 0, 7]
+    assert torch.equal(both, ids != 2)
+
+
+def test_wrong_values_are_refused_with_file_and_remedy(tmp_path):
+    paired(tmp_path)
+    for i in range(4):
+        picture(tmp_path / "normals" / "room" / f"{i}.png", size=(12, 8))
+    Image.new("L", (12, 8)).save(tmp_path / "normals" / "room" / "2.png")
+    with pytest.raises(DataError, match=r"normals/room/2\.png is in 8 bits of gray, .*normals/room/0\.png in color; save all .* alike"):
+        paired_folders(root=str(tmp_path), modalities=("normals",), rng=rng())
+    Image.new("P", (12, 8)).save(tmp_path / "normals" / "room" / "2.png")
+    with pytest.raises(DataError, match=r"normals/room/2\.png has the mode P, where gray \(8 or 16 bits\) or color \(RGB\) is expected"):
+        paired_folders(root=str(tmp_path), modalities=("normals",), rng=rng())
+    (tmp_path / "image").mkdir()
+    for name in ("image", "rgb", "label", "has_depth"):
+        with pytest.raises(DataError, match=f"modalities names '{name}', which means something else"):
+            paired_folders(root=str(tmp_path), modalities=(name,), rng=rng())
+    with pytest.raises(DataError, match="names a folder twice"):
+        paired_folders(root=str(tmp_path), modalities=("depth", "depth"), rng=rng())
+    (tmp_path / "edges").mkdir()
+    with pytest.raises(DataError, match="has a map in a folder 'edges'; leave 'edges' out"):
+        paired_folders(root=str(tmp_path), modalities=("edges",), missing="allow", rng=rng())
+
+
 def test_a_map_in_color_is_refused(tmp_path):
     paired(tmp_path)
     picture(tmp_path / "semseg" / "room" / "0.png", size=(12, 8))
