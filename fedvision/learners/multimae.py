@@ -23,6 +23,7 @@ from fedvision import settings
 from fedvision.data.examples import IGNORED, Examples
 from fedvision.data.federated import Spec
 from fedvision.errors import DataError, ExperimentError
+from fedvision.gallery import Gallery
 from fedvision.learners.learner import Holding, Learner, Loss
 from fedvision.metrics import Metrics, confusion
 from fedvision.multimae import losses
@@ -30,6 +31,7 @@ from fedvision.multimae.decoders import DecoderSize
 from fedvision.multimae.masking import Masks, drawn, masks_of
 from fedvision.multimae.modalities import DEPTH_MAP, DEPTH_NAME, RGB, RGB_NAME, SEMSEG_NAME, Modality, semantic
 from fedvision.multimae.model import NORM_RGB, SIZES, Autoencoder
+from fedvision.multimae.pictures import Subject, galleries
 from fedvision.multimae.views import Moves, Values, as_seen, present, raw
 from fedvision.multimae.weights import initialized_from
 from fedvision.registry import learners
@@ -238,12 +240,15 @@ class MultiMAE(Learner):
             fact = f"a batch has none of the modalities {', '.join(self.inputs)}, but the fields {', '.join(batch.fields)}"
             raise DataError(f"{fact}; give every silo one of learner.inputs")
         patches = self._grid(values).numel()
-        wanted = self.visible or max(1, round(patches * len(self.inputs) / 6))
         counts = dict.fromkeys((modality.name for modality in inputs), patches)
         parts = present(batch, inputs).tensor_split(len(masking))
         pairs = zip(parts, masking, strict=True)
-        visible = torch.cat([drawn(counts, part, wanted, self.alpha, rng, self.subsets) for part, rng in pairs])
+        visible = torch.cat([drawn(counts, part, self._shown(patches), self.alpha, rng, self.subsets) for part, rng in pairs])
         return Examples({**values, VISIBLE: visible.to(batch.device)})
+
+    def _shown(self, patches: int) -> int:
+        """How many patches are visible, if each modality has so many."""
+        return self.visible or max(1, round(patches * len(self.inputs) / 6))
 
     def _grid(self, values: Mapping[str, Tensor]) -> torch.Size:
         """Rows and columns of patches of a batch as the network sees it."""
@@ -316,6 +321,18 @@ class MultiMAE(Learner):
             return Translation(shares, {})
         void = torch.where(counted, truth, IGNORED)
         return Translation(shares, {f"{name}_": confusion(void, prediction.argmax(1), modality.channels)})
+
+    def pictures(self, model: nn.Module, examples: Examples) -> Mapping[str, Gallery]:
+        """What is predicted from one modality alone, from few to many patches, and after a patch was changed.
+
+        Examples that lack none of what the others have come first.
+        """
+        assert isinstance(model, Autoencoder)
+        values = as_seen(Moves(resolution=self.resolution)(raw(examples, self._modalities.values())), self._modalities)
+        lacking = torch.stack([~losses.known(held).flatten(1).any(1) for held in values.values()]).sum(0)
+        order = lacking.argsort(stable=True).tolist()
+        subjects = [Subject(model, {name: held[i : i + 1] for name, held in values.items()}, self._modalities) for i in order]
+        return galleries(subjects, self._shown(self._grid(values).numel()))
 
     def holding(self, name: str) -> Holding:
         """Positions never change."""
