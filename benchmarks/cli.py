@@ -127,6 +127,21 @@ def report(
         console.print(f"picture: {figures.save(curves, Path('comparison.png'))}", soft_wrap=True)
 
 
+@app.command("figures")
+def figures_(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    device: Annotated[str | None, typer.Option(help="Where to compute, if not where the run did, e.g. cpu.")] = None,
+) -> None:
+    """Draw the pictures of a run anew: its curves, its partition, examples, and what its learner shows of its latest model."""
+    from benchmarks import pictures
+
+    drawn = pictures.redraw(run, device)
+    for remark in drawn.remarks:
+        console.print(remark, soft_wrap=True, highlight=False)
+    for file in drawn.files:
+        console.print(f"picture: {file}", soft_wrap=True, highlight=False)
+
+
 @app.command()
 def diagnose(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
@@ -174,6 +189,37 @@ def data(
             console.print(f"picture: {figures.save(figure, place)}", soft_wrap=True)
 
 
+@app.command("pseudo-labels")
+def pseudo_labels(
+    folder: Annotated[Path, typer.Argument(help="Its pictures are in rgb/, or in train/rgb/ and test/rgb/.")],
+    depth: Annotated[str | None, typer.Option(help="Predict depth/ with this network: a folder, or a name on Hugging Face's hub.")] = None,
+    semseg: Annotated[str | None, typer.Option(help="Predict semseg/ with this network.")] = None,
+    inverse: Annotated[bool, typer.Option("--inverse", help="The depth network predicts more where it is nearer, as most do.")] = False,
+    scale: Annotated[float | None, typer.Option(help="The depth network predicts meters: what one is in the files, e.g. 1000.")] = None,
+    device: Annotated[str, typer.Option(help="Where to compute.")] = "cpu",
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+) -> None:
+    """Predict the depth and semantic maps of pictures that have none, by networks of `transformers`."""
+    from benchmarks import display
+    from fedvision import pseudo_labels
+    from fedvision.errors import ExperimentError
+
+    given = [
+        None if depth is None else pseudo_labels.Depth(depth, inverse, scale),
+        None if semseg is None else pseudo_labels.Semseg(semseg),
+    ]
+    wanted = [kind for kind in given if kind is not None]
+    if not wanted:
+        raise ExperimentError("nothing is wanted: name a network with --depth, with --semseg, or with both")
+    if not console.is_terminal:
+        pseudo_labels.required().utils.logging.disable_progress_bar()
+    pictures, advice = pseudo_labels.count(folder), "maps that are whole are kept; the same command goes on"
+    with _interruptible(advice), display.of_maps(console, pictures, len(wanted)) as on_progress:
+        made = pseudo_labels.label(folder, wanted, device, batch, on_progress)
+    for kind, number in made.items():
+        console.print(f"{kind}: {number} maps made, {pictures - number} were there", soft_wrap=True, highlight=False)
+
+
 @app.command()
 def doctor() -> None:
     """Check the installation: versions, devices, optional parts, and how to get what is missing."""
@@ -205,7 +251,7 @@ def _quieten(debug: bool) -> None:
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("flwr").setLevel(logging.DEBUG if debug else logging.WARNING)
-    for noisy in ("matplotlib", "PIL", "tensorboard", "filelock", "fsspec", "urllib3"):
+    for noisy in ("matplotlib", "PIL", "tensorboard", "filelock", "fsspec", "urllib3", "httpx", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

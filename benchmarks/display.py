@@ -53,6 +53,19 @@ def of_cells(console: Console, suite: Suite, path: Path) -> Iterator[Callable[[s
 
 
 @contextmanager
+def of_maps(console: Console, pictures: int, kinds: int) -> Iterator[Callable[[str, int], None]]:
+    """Show how many maps of so many kinds there are: live on a terminal, about ten quiet lines elsewhere."""
+    done: dict[str, int] = {}
+    with _progress(console, "maps", pictures * kinds) as show:
+
+        def on_progress(kind: str, maps: int) -> None:
+            done[kind] = maps
+            show(sum(done.values()), kind, False)
+
+        yield on_progress
+
+
+@contextmanager
 def _progress(console: Console, title: str, total: int) -> Iterator[Callable[[int, str, bool], None]]:
     """A bar with a note below it; without a terminal, the note after every tenth of the way or when it is urgent."""
     if not console.is_terminal:

@@ -5,12 +5,17 @@ import platform
 import shutil
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 
 from packaging.requirements import Requirement
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedvision.experiment import bundled
+
+EXTRAS = {"transformers": "`fedvision pseudo-labels`: pip install 'fedvision[pseudo-labels]'"}
+"""Packages that only some commands need."""
 
 OPTIONAL = {
     "docker": "real silos in containers: install Docker Engine with the compose plugin, or podman with podman-compose",
@@ -65,6 +70,13 @@ def _devices(console: Console) -> None:
 
 def _optional(console: Console) -> None:
     table = Table(title="optional parts", title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2))
+    for package, purpose in EXTRAS.items():
+        there = find_spec(package) is not None
+        table.add_row(
+            "[green]ok[/]" if there else "[yellow]--[/]",
+            package,
+            metadata.version(package) if there else f"not found; for {escape(purpose)}",
+        )
     for program, purpose in OPTIONAL.items():
         found = shutil.which(program)
         table.add_row("[green]ok[/]" if found else "[yellow]--[/]", program, found or f"not found; for {purpose}")

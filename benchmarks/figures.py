@@ -1,5 +1,6 @@
 """Figures of a run and of a comparison."""
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import pandas as pd
 
 from fedvision.data import FederatedData
 from fedvision.data.card import class_counts
+from fedvision.gallery import Gallery, Picture
 from server.folder import RunFolder, write_atomically
 from server.record import read_rows
 from server.rounds import complete
@@ -30,10 +32,17 @@ MOST_CLIENTS = 60
 """The partition's picture shows so many clients at most."""
 
 
-def of_run(folder: RunFolder, data: FederatedData) -> list[Path]:
-    """The pictures of one run: its curves, its partition and some examples."""
+def of_run(folder: RunFolder, data: FederatedData, galleries: Mapping[str, Gallery] | None = None) -> list[Path]:
+    """The pictures of one run: its curves, its partition, some examples, and what its learner shows.
+
+    Args:
+        folder: of the run.
+        data: that it was made with.
+        galleries: its learner's, by name.
+    """
     rounds = pd.DataFrame([complete(row) for row in read_rows(folder.rounds)])
-    drawn = {"curves": curves(rounds), "partition": partition(data), "examples": examples(data)}
+    drawn = {"curves": curves(rounds) if len(rounds) else None, "partition": partition(data), "examples": examples(data)}
+    drawn |= {name: gallery(shown) for name, shown in (galleries or {}).items()}
     return [save(figure, folder.figures / f"{name}.png") for name, figure in drawn.items() if figure is not None]
 
 
@@ -110,6 +119,59 @@ def _pixels(images: np.ndarray) -> np.ndarray:
     return np.asarray(scaled.transpose(0, 2, 3, 1))
 
 
+def gallery(shown: Gallery) -> "Figure":
+    """Pictures in rows and columns with their titles; small ones are enlarged by whole factors, so that their pixels stay crisp."""
+    from matplotlib.figure import Figure
+
+    cells = [[None if picture is None else _enlarged(picture) for picture in row] for row in shown.pictures]
+    sides = [picture.shape[:2] for row in cells for picture in row if picture is not None] or [(CELL, CELL)]
+    height, width = (max(lengths) + GAP for lengths in zip(*sides, strict=True))
+    above = [textwrap.fill(title, max(width // LETTER, 1)) for title in shown.columns]
+    caption = textwrap.fill(shown.caption, max(width * len(shown.columns) // LETTER, 40))
+    left, top, bottom = LETTER * max(map(len, shown.rows)) + 4 * GAP, _lines(*above), _lines(caption)
+    across, down = left + max(width * len(shown.columns), LETTER * min(len(shown.caption), 40)), top + height * len(shown.rows) + bottom
+    figure = Figure(figsize=(across / DPI, down / DPI), dpi=DPI)
+    canvas = _canvas(cells, height, width)
+    axes = figure.add_axes((left / across, bottom / down, canvas.shape[1] / across, canvas.shape[0] / down))
+    axes.imshow(canvas, interpolation="nearest", aspect="auto")
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=7.5)
+    axes.set(xticks=(np.arange(len(above)) + 0.5) * width - GAP / 2, xticklabels=above)
+    axes.set(yticks=(np.arange(len(cells)) + 0.5) * height - GAP / 2, yticklabels=shown.rows)
+    figure.text(left / across, 2 * GAP / down, caption, fontsize=7.5, color=COLORS[5], va="bottom")
+    return figure
+
+
+DPI = 150
+"""Of all pictures."""
+
+CELL, GAP, LETTER, LINE = 144, 6, 9, 22
+"""Of galleries, in pixels: the side to which small pictures are enlarged, what is between them, the width and height of a letter."""
+
+
+def _enlarged(picture: Picture) -> Picture:
+    factor = max(CELL // max(picture.shape[:2]), 1)
+    return picture.repeat(factor, 0).repeat(factor, 1)
+
+
+def _canvas(cells: list[list[Picture | None]], height: int, width: int) -> Picture:
+    """All pictures on white, each in the middle of a place of this size."""
+    canvas = np.full((height * len(cells), width * len(cells[0]), 3), 255, np.uint8)
+    for row, pictures in enumerate(cells):
+        for column, picture in enumerate(pictures):
+            if picture is not None:
+                high, wide = picture.shape[:2]
+                y, x = row * height + (height - GAP - high) // 2, column * width + (width - GAP - wide) // 2
+                canvas[y : y + high, x : x + wide] = picture
+    return canvas
+
+
+def _lines(*texts: str) -> int:
+    """Pixels that the longest of some texts needs from top to bottom, with a margin."""
+    return LINE * max(text.count("\n") + 1 if text else 0 for text in texts) + 3 * GAP
+
+
 def comparison(runs: Mapping[str, list[pd.DataFrame]], metrics: Mapping[str, str], title: str = "", clock: str | None = None) -> "Figure":
     """A metric by round for several named groups of runs: the mean over each group, and a band of one standard deviation.
 
@@ -184,7 +246,7 @@ def sweep(lines: Mapping[str, pd.DataFrame], asked: "Sweep") -> "Figure":
 
 def save(figure: "Figure", path: Path) -> Path:
     """Write a figure as PNG, atomically."""
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
     return path
 
 

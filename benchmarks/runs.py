@@ -15,10 +15,11 @@ import torch
 from flwr.app import Context, RecordDict
 from torch import Tensor
 
-from benchmarks import figures
+from benchmarks import figures, galleries
 from clients.app import app as client_app
 from clients.batching import check_batchable
 from fedvision import registry
+from fedvision.arrays import Named
 from fedvision.assembly import Assembly, installed
 from fedvision.data import FederatedData
 from fedvision.errors import EngineError, RunError
@@ -26,7 +27,7 @@ from fedvision.experiment import Experiment
 from fedvision.grids.runtime import Runtime
 from server.app import app as server_app
 from server.app import prepared
-from server.checkpoint import load_weights
+from server.checkpoint import Checkpoint, load_weights
 from server.folder import RunFolder, is_temporary
 from server.manifest import closing, describe, identity_of
 from server.record import read_rows
@@ -76,6 +77,37 @@ class Run:
         return Experiment.load(RunFolder(self.path).experiment)
 
     @property
+    def arrays(self) -> Named | None:
+        """The shared arrays of the final model, or before there is one, of the last checkpoint; None if there is neither."""
+        folder = RunFolder(self.path)
+        if self.finished:
+            return self.state
+        return Checkpoint.load(folder.checkpoint).arrays if folder.checkpoint.exists() else None
+
+    def rebuilt(self, data: FederatedData | None = None, device: str | None = None) -> Assembly:
+        """The parts of the run, built anew; the model is as it was before the run.
+
+        Args:
+            data: what the run was given instead of the data set that its experiment names.
+            device: where to compute, if not where the run did.
+
+        Raises:
+            RunError: other data than the run's.
+        """
+        elsewhere = {} if device is None else {"engine.device": device}
+        assembly = Assembly.of(Experiment.load(RunFolder(self.path).experiment, elsewhere), data)
+        digest = self.manifest.get("data", {}).get("digest")
+        if assembly.data.digest != digest:
+            made = f"the run in {self.path} was made with other data ({digest}) than this ({assembly.data.digest})"
+            raise RunError(f"{made}; give that, from Python as `data`")
+        return assembly
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is complete."""
+        return RunFolder(self.path).finished
+
+    @property
     def manifest(self) -> dict[str, Any]:
         """What ran where."""
         return RunFolder(self.path).read_manifest()
@@ -123,7 +155,7 @@ def run(
     with threads(experiment.threads), closing(folder):
         _execute(Session(assembly, folder, identity, weights, resume, on_round))
         if draw:
-            figures.of_run(folder, assembly.data)
+            figures.of_run(folder, assembly.data, galleries.of_learner(assembly, load_weights(folder.model)))
     return Run(folder.path)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from fedvision.arrays import Named
 from fedvision.data import FederatedData
 from fedvision.data.examples import LABEL
-from fedvision.errors import ExperimentError
+from fedvision.errors import ExperimentError, RunError
 from fedvision.experiment import Experiment, parse_overrides
 from fedvision.holdings import Holdings
 from fedvision.learners.learner import Learner, composes_its_batches, is_mean_over_examples
@@ -63,6 +63,21 @@ class Assembly:
     def initial(self) -> Named:
         """The initial global model: its shared weights and buffers."""
         return self.holdings.shared
+
+    def loaded(self, arrays: Named) -> nn.Module:
+        """The model with these shared arrays, in evaluation mode; what silos keep is as one begins with it.
+
+        Raises:
+            RunError: arrays of another model.
+        """
+        for name, own in self.holdings.shared.items():
+            shape = tuple(arrays[name].shape) if name in arrays else "none of that name"
+            if shape != tuple(own.shape):
+                fact = f"the weights do not fit the model: {name!r} has shape {shape}, the model needs {tuple(own.shape)}"
+                raise RunError(f"{fact}; give those of this learner")
+        on_device = {name: arrays[name].to(own.device, own.dtype) for name, own in self.holdings.shared.items()}
+        self.holdings.load(self.model, on_device)
+        return self.model.eval()
 
     @property
     def remembering(self) -> bool:

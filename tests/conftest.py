@@ -105,7 +105,7 @@ def grid() -> Iterator[InProcessGrid]:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs draw nothing, which saves most of their time."""
-    monkeypatch.setattr("benchmarks.figures.of_run", lambda folder, data: [])
+    monkeypatch.setattr("benchmarks.figures.of_run", lambda *arguments: [])
 
 
 # ---- the command line -----------------------------------------------------------------------------------------------

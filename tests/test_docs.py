@@ -48,7 +48,7 @@ def test_experiments_and_suites_load(page, strategy_of_the_page):
 def test_commands_exist_and_have_their_options(page):
     commands = get_command(app).commands
     for line in re.findall(
-        r"fedvision (\w+)([^`\n#]*)", "\n".join([*code(page, "sh"), *re.findall(r"`(fedvision [^`]+)`", page.read_text())])
+        r"fedvision ([\w-]+)([^`\n#]*)", "\n".join([*code(page, "sh"), *re.findall(r"`(fedvision [^`]+)`", page.read_text())])
     ):
         name, rest = line
         assert name in commands, f"{page.name} mentions `fedvision {name}`"

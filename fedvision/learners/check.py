@@ -4,10 +4,12 @@
 """
 
 import random
+import re
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch.func import functional_call, grad
 from fedvision import settings
 from fedvision.data.examples import IMAGE, LABEL, Examples
 from fedvision.data.federated import Spec
+from fedvision.gallery import TAKEN, Gallery
 from fedvision.holdings import Holdings
 from fedvision.learners.learner import Learner, is_mean_over_examples
 from fedvision.metrics import Metrics, total
@@ -265,6 +268,23 @@ def the_head_is_part_of_the_model(case: Case) -> None:
         assert any(True for _ in head.parameters()), f"{case.name}.head has no parameters"
 
 
+def pictures_leave_everything_alone(case: Case) -> None:
+    """Pictures are galleries, under names that files may have; drawing them changes nothing, and they repeat."""
+    model, fields_before = case.model().eval(), _copied(dict(case.examples.fields))
+    before = _copied(model.state_dict())
+    with torch.inference_mode(), _untouched(f"{case.name}.pictures"):
+        drawn, again = (dict(case.learner.pictures(model, case.examples)) for _ in range(2))
+    for name, gallery in drawn.items():
+        assert re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name), f"{case.name}.pictures names one {name!r}, expected words with hyphens"
+        assert name not in TAKEN, f"{case.name}.pictures names one {name!r}, as a picture of every run is called"
+        assert isinstance(gallery, Gallery), f"{case.name}.pictures gives a {type(gallery).__name__} for {name!r}, expected a Gallery"
+    assert _same(before, model.state_dict()), f"{case.name}.pictures changes the model"
+    assert not model.training, f"{case.name}.pictures leaves the model in training mode"
+    assert _same(fields_before, dict(case.examples.fields)), f"{case.name}.pictures changes the examples in place"
+    odd = [name for name in drawn.keys() | again.keys() if not _look_alike(drawn.get(name), again.get(name))]
+    assert not odd, f"{case.name}.pictures draws {sorted(odd)} differently for the same model and examples"
+
+
 CHECKS: tuple[Callable[[Case], None], ...] = (
     settings_come_from_a_file,
     building_depends_on_the_generator_alone,
@@ -280,6 +300,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     groups_are_of_parameters,
     a_silo_goes_on_where_it_stopped,
     the_head_is_part_of_the_model,
+    pictures_leave_everything_alone,
 )
 """What ``check_learner`` checks, in order."""
 
@@ -311,3 +332,10 @@ def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _look_alike(one: Gallery | None, other: Gallery | None) -> bool:
+    if one is None or other is None or len(one.rows) != len(other.rows) or len(one.columns) != len(other.columns):
+        return False
+    pairs = zip(chain(*one.pictures), chain(*other.pictures), strict=True)
+    return all((a is None) == (b is None) and (a is None or np.array_equal(a, b)) for a, b in pairs)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedvision.data.examples import Examples
 from fedvision.data.federated import Spec
+from fedvision.gallery import Gallery
 from fedvision.metrics import Metrics
 
 Holding = Literal["shared", "private", "constant"]
@@ -146,10 +147,26 @@ class Learner(ABC):
         """The classifier head within ``model``, for strategies that look at it; None if there is none."""
         return None
 
+    def pictures(self, model: nn.Module, examples: Examples) -> Mapping[str, Gallery]:
+        """What the model does, to be looked at, by the names of the files; by default nothing.
+
+        Called without gradients, in evaluation mode; nothing may be changed.
+
+        Args:
+            model: as a run left it.
+            examples: the first of the test set.
+        """
+        return {}
+
 
 def composes_its_batches(learner: Learner) -> bool:
     """Whether a learner's batches are more than training views of the examples whose turn it is, in random order."""
     return type(learner).draw is not Learner.draw or type(learner).order is not Learner.order
+
+
+def draws_pictures(learner: Learner) -> bool:
+    """Whether a learner has pictures of its own."""
+    return type(learner).pictures is not Learner.pictures
 
 
 def follows_its_steps(learner: Learner) -> bool:

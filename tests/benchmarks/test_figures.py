@@ -9,6 +9,7 @@ from PIL import Image
 from benchmarks import figures
 from benchmarks.suite import Sweep
 from fedvision.data import FederatedData
+from fedvision.gallery import Gallery
 
 METRICS = {"test_loss": "test loss", "test_accuracy": "test accuracy"}
 
@@ -258,3 +259,49 @@ def test_a_picture_replaces_the_one_before(tmp_path):
     after = saved(figures.curves(table(test_loss=[2.0, 1.0])), tmp_path)
     assert before.tobytes() != after.tobytes()
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+
+
+# ---- galleries ------------------------------------------------------------------------------------------------------
+
+
+def plain(color, height=8, width=8):
+    return np.full((height, width, 3), color, np.uint8)
+
+
+def test_a_gallery_has_its_titles_and_its_caption():
+    figure = figures.gallery(Gallery(["one", "two"], ["a", "b", "c"], [[plain(0)] * 3, [plain(9), None, plain(9)]], "What is seen."))
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two"]
+    assert [text.get_text() for text in figure.texts] == ["What is seen."]
+
+
+def test_small_pictures_are_enlarged_without_blurring_them(tmp_path):
+    checks = ((np.indices((8, 8)).sum(0) % 2)[..., None] * np.array([255, 0, 0])).astype(np.uint8)
+    image = np.asarray(saved(figures.gallery(Gallery(["row"], ["column"], [[checks]])), tmp_path).convert("RGB")).reshape(-1, 3)
+    squares = {color: int((image == color).all(1).sum()) for color in ((255, 0, 0), (0, 0, 0))}
+    assert squares[255, 0, 0] == 32 * 18**2
+    assert 32 * 18**2 <= squares[0, 0, 0] < 1.2 * 32 * 18**2  # titles are black too
+
+
+@pytest.mark.parametrize("side", [1, 8, 50, 224])
+def test_nothing_of_a_gallery_is_cut_off(tmp_path, side):
+    titles = ["a title that is rather long for a single picture", "prediction"]
+    shown = Gallery(["some long row title", "x"], titles, [[plain(99, side, side)] * 2] * 2, "A caption that goes on for a while. " * 6)
+    figure = figures.gallery(shown)
+    image = saved(figure, tmp_path)
+    pixels = np.asarray(image.convert("L"))
+    assert all((edge == 255).all() for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
+    (axes,) = figure.axes
+    boxes = [label.get_window_extent() for label in (*axes.get_xticklabels(), *axes.get_yticklabels(), *figure.texts)]
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= image.width and box.y1 <= image.height for box in boxes)
+    above, caption = boxes[:2], boxes[-1]
+    assert above[0].x1 <= above[1].x0 and caption.y1 <= axes.get_window_extent().y0
+
+
+def test_pictures_of_several_sizes_stand_in_the_middle_of_their_places(tmp_path):
+    image = saved(figures.gallery(Gallery(["r"], ["a", "b"], [[plain(200, 200, 200), plain(100, 4, 8)]])), tmp_path).convert("RGB")
+    pixels = np.asarray(image)[..., 0]
+    (rows, _), (small_rows, _) = np.nonzero(pixels == 200), np.nonzero(pixels == 100)
+    assert np.ptp(small_rows[(small_rows > rows.min()) & (small_rows < rows.max())]) + 1 >= 4 * 18
+    assert abs(np.median(rows) - np.median(small_rows)) <= 4

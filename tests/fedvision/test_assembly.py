@@ -3,7 +3,7 @@ import torch
 
 from fedvision.assembly import Assembly, assembly_of, installed
 from fedvision.data import Examples, Spec
-from fedvision.errors import ExperimentError
+from fedvision.errors import ExperimentError, RunError
 from fedvision.evaluation import BATCH, evaluate
 from fedvision.learners.classifier import Classifier
 from fedvision.models import MLP
@@ -75,3 +75,22 @@ def test_evaluation_in_batches_is_that_of_the_whole():
 def test_nothing_to_evaluate_is_no_metrics():
     learner = Classifier(hidden=(2,))
     assert evaluate(learner, MLP((3,), (2,), 1), Examples({"image": torch.zeros(0, 3), "label": torch.zeros(0, dtype=torch.int64)})) == {}
+
+
+def test_arrays_make_a_model_to_look_at(experiment, federated):
+    one, other = (Assembly.of(experiment(seed=seed), federated) for seed in (0, 1))
+    model = one.loaded({**other.initial, "superfluous": torch.ones(1)})
+    assert model is one.model and not model.training
+    assert all(torch.equal(tensor, other.initial[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"hidden1.bias": torch.ones(1)}, r"'hidden1.bias' has shape \(1,\), the model needs \(6,\)"), (None, "none of that name")],
+)
+def test_arrays_of_another_model_are_refused_and_change_nothing(experiment, federated, change, message):
+    assembly = Assembly.of(experiment(), federated)
+    before = {name: tensor.clone() for name, tensor in assembly.model.state_dict().items()}
+    with pytest.raises(RunError, match=message):
+        assembly.loaded({**assembly.initial, **change} if change else {})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in assembly.model.state_dict().items())

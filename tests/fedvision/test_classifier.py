@@ -2,12 +2,14 @@ import math
 import random
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fedvision.data import Examples, Spec
 from fedvision.errors import ExperimentError
+from fedvision.gallery import Gallery
 from fedvision.learners.check import CHECKS, Case, check_learner
 from fedvision.learners.classifier import Classifier, correct, cross_entropy, scores
 from fedvision.learners.learner import Group, Loss, mean_over_examples
@@ -322,6 +324,46 @@ class GroupsOthers(Sound):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PicturesTrain(Sound):
+    """Sound, save that drawing changes the model."""
+
+    def pictures(self, model, examples):
+        next(model.parameters()).data.add_(1)
+        return {}
+
+
+class PicturesDiffer(Sound):
+    """Sound, save that each picture is another one."""
+
+    def pictures(self, model, examples):
+        drawn.append(Gallery(["a"], ["b"], [[np.full((1, 1, 3), len(drawn), np.uint8)]]))
+        return {"noise": drawn[-1]}
+
+
+drawn = []
+
+
+class PicturesHidden(Sound):
+    """Sound, save that a picture would be written elsewhere."""
+
+    def pictures(self, model, examples):
+        return {"../me": Gallery(["a"], ["b"], [[None]])}
+
+
+class PicturesTwice(Sound):
+    """Sound, save that a picture is called like another."""
+
+    def pictures(self, model, examples):
+        return {"curves": Gallery(["a"], ["b"], [[None]])}
+
+
+class PicturesPlain(Sound):
+    """Sound, save that a picture is no gallery."""
+
+    def pictures(self, model, examples):
+        return {"one": examples.image.numpy()}
+
+
 class RemembersBeside(Sound):
     """What follows its steps is kept outside of the state dict."""
 
@@ -352,6 +394,11 @@ SPOILT = {
     DrawsTheFirst: "differs for a slice and for its indices",
     GroupsOthers: r"groups names \['backbone.weight'\], which are no parameters",
     RemembersBeside: "remembers what its model's state dict does not hold",
+    PicturesTrain: "pictures changes the model",
+    PicturesDiffer: r"pictures draws \['noise'\] differently",
+    PicturesHidden: r"pictures names one '\.\./me'",
+    PicturesTwice: "as a picture of every run is called",
+    PicturesPlain: "gives a ndarray for 'one', expected a Gallery",
     ForeignHead: "head is not a module of the model",
 }
 

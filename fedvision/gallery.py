@@ -1,0 +1,53 @@
+"""Galleries: pictures in rows and columns, by which a learner shows what its model does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedvision.errors import DataError
+
+Picture = np.ndarray
+"""In color, uint8 [height, width, 3]."""
+
+TAKEN = ("curves", "partition", "examples")
+"""What the pictures are called that every run has; galleries have other names."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures in rows and columns; they need not be of one size.
+
+    Attributes:
+        rows: a title for each row.
+        columns: a title for each column.
+        pictures: one a column in each row, uint8 [height, width, 3]; None leaves the place empty.
+        caption: a sentence or two on what is to be seen.
+
+    Example:
+        >>> black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
+        >>> Gallery(["test 0"], ["input", "prediction"], [[black, white]], "Night becomes day.").caption
+        'Night becomes day.'
+    """
+
+    rows: Sequence[str]
+    columns: Sequence[str]
+    pictures: Sequence[Sequence[Picture | None]]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        widths = [len(row) for row in self.pictures]
+        if not self.rows or not self.columns or widths != [len(self.columns)] * len(self.rows):
+            fact = f"a gallery of {len(self.rows)} rows and {len(self.columns)} columns has rows of {widths} pictures"
+            raise DataError(f"{fact}; give one a column in each row, at least one of each, None where there is none")
+        for title, row in zip(self.rows, self.pictures, strict=True):
+            for column, picture in zip(self.columns, row, strict=True):
+                _check(picture, f"{title!r}, {column!r}")
+
+
+def _check(picture: Picture | None, place: str) -> None:
+    if picture is None:
+        return
+    kind = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise DataError(f"the picture at {place} of a gallery is {kind}, expected uint8 [height, width, 3]; convert it")
