@@ -270,25 +270,6 @@ def buffers_are_aggregated(case: Case) -> None:
     assert after["norm.running_var"].gt(0).all(), f"{case.name} makes a running variance negative"
 
 
-def arrays_are_combined_over_those_who_trained_them(case: Case) -> None:
-    """If answers are partial, what one client alone has data for moves as if that client alone had answered, and what nobody has data
-    for keeps its bits; if not, all answers are complete.
-    """
-    one, none = replace(case, branched=(LAST,)).federation(), replace(case, branched=()).federation()
-    together, idle = one.round(1), none.rounds(1, 2)
-    for federation in (one, none):
-        taken, failures = federation.strategy.answered, federation.strategy.failures
-        assert taken == CLIENTS, f"{case.name} accepted {taken} of {CLIENTS} answers of silos that lack something: {failures}"
-    if not one.strategy.partial:
-        return
-    alone = replace(case, branched=(LAST,)).federation().round(1, dict.fromkeys(range(LAST), _nothing))
-    for name in _NAMES_ASIDE:
-        assert torch.allclose(together[name], alone[name], rtol=1e-4, atol=1e-6), (
-            f"{case.name}: those who did not train {name!r} hold it back"
-        )
-        assert torch.equal(idle[name], none.initial[name]), f"{case.name} moves {name!r}, which nobody trained"
-
-
 def some_of_the_clients_may_train(case: Case) -> None:
     """With a fraction below 1 a cohort of that size trains, drawn from the seed, another one in other rounds."""
 
@@ -333,6 +314,25 @@ def clients_may_answer_together(case: Case) -> None:
         assert odd is None, f"{case.name} is declared batchable, but client {client} gives another {odd} among others than alone"
 
 
+def arrays_are_combined_over_those_who_trained_them(case: Case) -> None:
+    """If answers are partial, what one client alone has data for moves as if that client alone had answered, and what nobody has data
+    for keeps its bits; if not, all answers are complete.
+    """
+    one, none = replace(case, branched=(LAST,)).federation(), replace(case, branched=()).federation()
+    together, idle = one.round(1), none.rounds(1, 2)
+    for federation in (one, none):
+        taken, failures = federation.strategy.answered, federation.strategy.failures
+        assert taken == CLIENTS, f"{case.name} accepted {taken} of {CLIENTS} answers of silos that lack something: {failures}"
+    if not one.strategy.partial:
+        return
+    alone = replace(case, branched=(LAST,)).federation().round(1, dict.fromkeys(range(LAST), _nothing))
+    for name in _NAMES_ASIDE:
+        near = torch.allclose(together[name], alone[name], rtol=1e-4, atol=1e-6)
+        assert near, f"{case.name} is partial, but clients that did not train {name!r} hold it back; leave it out, or say partial = False"
+        same = torch.equal(idle[name], none.initial[name])
+        assert same, f"{case.name} is partial, but moves {name!r}, which nobody trained; leave it alone, or say partial = False"
+
+
 CHECKS: tuple[Callable[[Case], None], ...] = (
     settings_come_from_a_file,
     a_round_changes_the_model,
@@ -344,10 +344,10 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     too_few_answers_stop_the_round,
     the_state_is_all_that_is_remembered,
     buffers_are_aggregated,
-    arrays_are_combined_over_those_who_trained_them,
     some_of_the_clients_may_train,
     flower_can_start_it,
     clients_may_answer_together,
+    arrays_are_combined_over_those_who_trained_them,
 )
 """What ``check_strategy`` checks, in order."""
 
