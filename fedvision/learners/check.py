@@ -310,4 +310,13 @@ def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors hold the same; a value that is not known, NaN, is the same as another such."""
+    if one.is_floating_point() and one.shape == other.shape and one.dtype == other.dtype:
+        return torch.equal(one.isnan(), other.isnan()) and torch.equal(
+            one.nan_to_num(0.0, torch.inf, -torch.inf), other.nan_to_num(0.0, torch.inf, -torch.inf)
+        )
+    return torch.equal(one, other)
