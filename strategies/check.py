@@ -30,10 +30,11 @@ from fedvision.data.federated import Silos
 from fedvision.errors import AggregationError
 from fedvision.grids.in_process import InProcessGrid
 from fedvision.learners.classifier import Classifier
+from fedvision.learners.learner import Loss, mean_over_examples
 from fedvision.models import MLP
 from fedvision.registry import strategies
 from fedvision.seeds import generator, global_generators
-from strategies.strategy import Silo, Strategy, Update, obstacle, reply
+from strategies.strategy import UNTRAINED, Silo, Strategy, Update, obstacle, reply
 
 CLIENTS = 5
 SPEC = Spec((1, 4, 4), 3)
@@ -73,6 +74,7 @@ class Case:
         values: its settings.
         cohort: makes several clients that answer together.
         normalized: whether the model has BatchNorm.
+        branched: whether the model has a part that only some data train; which clients have such data.
         serialized: whether arrays travel as bytes.
     """
 
@@ -81,6 +83,7 @@ class Case:
     values: Mapping[str, Any]
     cohort: Callable[..., Any] | None = None
     normalized: bool = False
+    branched: tuple[int, ...] | None = None
     serialized: bool = False
 
     @property
@@ -99,7 +102,11 @@ class Case:
 
     def model(self) -> nn.Module:
         """The same tiny model every time."""
-        return _Learner(hidden=(6,), normalized=self.normalized).build(SPEC, generator(0, "model"))
+        return self.learner().build(SPEC, generator(0, "model"))
+
+    def learner(self) -> "_Learner":
+        """What clients learn."""
+        return _Learner(hidden=(6,), normalized=self.normalized, branched=self.branched is not None)
 
 
 class Federation:
@@ -307,6 +314,25 @@ def clients_may_answer_together(case: Case) -> None:
         assert odd is None, f"{case.name} is declared batchable, but client {client} gives another {odd} among others than alone"
 
 
+def arrays_are_combined_over_those_who_trained_them(case: Case) -> None:
+    """If answers are partial, what one client alone has data for moves as if that client alone had answered, and what nobody has data
+    for keeps its bits; if not, all answers are complete.
+    """
+    one, none = replace(case, branched=(LAST,)).federation(), replace(case, branched=()).federation()
+    together, idle = one.round(1), none.rounds(1, 2)
+    for federation in (one, none):
+        taken, failures = federation.strategy.answered, federation.strategy.failures
+        assert taken == CLIENTS, f"{case.name} accepted {taken} of {CLIENTS} answers of silos that lack something: {failures}"
+    if not one.strategy.partial:
+        return
+    alone = replace(case, branched=(LAST,)).federation().round(1, dict.fromkeys(range(LAST), _nothing))
+    for name in _NAMES_ASIDE:
+        near = torch.allclose(together[name], alone[name], rtol=1e-4, atol=1e-6)
+        assert near, f"{case.name} is partial, but clients that did not train {name!r} hold it back; leave it out, or say partial = False"
+        same = torch.equal(idle[name], none.initial[name])
+        assert same, f"{case.name} is partial, but moves {name!r}, which nobody trained; leave it alone, or say partial = False"
+
+
 CHECKS: tuple[Callable[[Case], None], ...] = (
     settings_come_from_a_file,
     a_round_changes_the_model,
@@ -321,6 +347,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     some_of_the_clients_may_train,
     flower_can_start_it,
     clients_may_answer_together,
+    arrays_are_combined_over_those_who_trained_them,
 )
 """What ``check_strategy`` checks, in order."""
 
@@ -339,26 +366,50 @@ class _NormalizedMLP(MLP):
         return self.norm(super().features(x))  # type: ignore[no-any-return]
 
 
+class _BranchedMLP(MLP):
+    """An MLP of one hidden layer with a second head."""
+
+    def __init__(self, inputs: tuple[int, ...], hidden: tuple[int, ...], outputs: int) -> None:
+        super().__init__(inputs, hidden, outputs)
+        self.aside = nn.Linear(hidden[-1], 1)
+
+    def forward(self, x: Tensor, aside: bool = False) -> Tensor:
+        return self.aside(self.features(x)) if aside else super().forward(x)  # type: ignore[no-any-return]
+
+
+_NAMES_ASIDE = ("aside.weight", "aside.bias")
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Learner(Classifier):
-    """A classifier that can have BatchNorm."""
+    """A classifier that can have BatchNorm, or a second head that is trained where examples have the field ``aside``."""
 
     normalized: bool = False
+    branched: bool = False
 
     def build(self, spec: Spec, rng: torch.Generator) -> nn.Module:
-        if not self.normalized:
+        if not self.normalized and not self.branched:
             return super().build(spec, rng)
         with global_generators(rng):
-            return _NormalizedMLP(spec.image_shape, self.hidden or (6,), spec.classes)
+            return (_NormalizedMLP if self.normalized else _BranchedMLP)(spec.image_shape, self.hidden or (6,), spec.classes)
+
+    @mean_over_examples
+    def loss(self, model: Callable[..., Any], batch: Examples, progress: float, rng: torch.Generator) -> Loss:
+        loss = super().loss(model, batch, progress, rng)
+        if "aside" not in batch:
+            return loss
+        return Loss(loss.total + (model(batch.image, aside=True)[:, 0] - batch.fields["aside"]).square().mean())
 
 
 def _client_app(case: Case, strategy: Strategy) -> ClientApp:
     """The client half of a strategy in a plain Flower app."""
-    app, learner, model = ClientApp(), _Learner(hidden=(6,), normalized=case.normalized), case.model()
+    app, learner, model = ClientApp(), case.learner(), case.model()
 
     def work(message: Message, context: Context, purpose: str) -> Message:
         client, config = int(context.node_config["partition-id"]), config_of(message.content)
         rng, train = generator(0, purpose, int(config["server-round"]), client), _examples(client)  # type: ignore[arg-type]
+        if client in (case.branched or ()):
+            train = Examples({**train.fields, "aside": 2 + train.label})
         half = strategy.client_update if purpose == "fit" else strategy.client_statistics
         with global_generators(rng):
             silo = case.silo(learner, model, unpack(array_records(message.content)["arrays"]), train, context.state, rng, 0.5)
@@ -454,6 +505,14 @@ def _without(records: Callable[[RecordDict], Iterable[str]]) -> Fault:
     return fault
 
 
+def _claiming(array: str) -> Fault:
+    def fault(message: Message, answer: Message) -> list[Message]:
+        record = next(name for name in sorted(array_records(answer.content)) if name != "buffers")
+        return [Message(RecordDict({**answer.content, UNTRAINED: ConfigRecord({record: [array]})}), reply_to=message)]
+
+    return fault
+
+
 def _rubbish(message: Message, answer: Message) -> list[Message]:
     name, record = next(item for item in sorted(array_records(answer.content).items()) if item[0] != "buffers")
     odd = {key: Array(array.dtype, tuple(array.shape), "numpy.ndarray", b"rubbish") for key, array in record.items()}
@@ -467,6 +526,7 @@ FAULTS: dict[str, Fault] = {
     "an array of another type": _edited(_retyped),
     "an array too many": _edited(_foreign),
     "an array too few": _edited(_shortened),
+    "a claim to leave out an array that is none of the model's": _claiming("intruder"),
     "bytes that are no array": _rubbish,
     "no arrays": _without(array_records),
     "no numbers": _without(lambda content: ["metrics"]),
@@ -510,6 +570,8 @@ def _alike(one: Any, other: Any) -> bool:
 
 def _differing(one: Update, other: Update) -> str | None:
     """The first array or number in which two answers differ by more than rounding."""
+    if one.untrained != other.untrained:
+        return "set of arrays left out"
     if (one.records.keys(), one.metrics.keys()) != (other.records.keys(), other.metrics.keys()):
         return "set of records or metrics"
     for record, arrays in one.records.items():

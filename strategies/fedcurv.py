@@ -50,6 +50,7 @@ class FedCurv(LocalStrategy):
 
     w_j and I_j are the parameters and the diagonal Fisher information that client j ended the previous round with;
     clients are sent only the sums U of I_j and V of I_j w_j, and subtract their own share. Round 1 has no penalty.
+    Answers are complete: where no gradient reached, a model counts as unchanged, and I_j is zero.
     The paper's tables in arXiv 2205.09305 call another algorithm by this name: see ``fishr``.
 
     Attributes:

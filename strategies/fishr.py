@@ -77,6 +77,8 @@ def surrogate(batch: Moments, whole: Moments, count: int, cbar: Named) -> Tensor
 class FishrStrategy(GradientStrategy):
     """What the four algorithms share: variances, penalty, protocol.
 
+    Answers are complete, since the penalty is about all silos: where no gradient reached, it counts as zero.
+
     Attributes:
         penalty_weight: lambda, of the penalty summed over silos.
         penalty_weight_final: lambda after the first ``penalty_anneal_rounds`` rounds; as before if not given.

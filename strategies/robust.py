@@ -99,7 +99,10 @@ def by_coordinate(answers: list[Named], rule: Callable[[Tensor], Tensor]) -> dic
 
 @dataclass(kw_only=True)
 class RobustStrategy(LocalStrategy):
-    """Local training as in FedAvg, then a robust rule over the clients' models, all counting equally."""
+    """Local training as in FedAvg, then a robust rule over the clients' models, all counting equally.
+
+    The rules need complete models: what a client did not train counts as unchanged.
+    """
 
     weight_by: Literal["clients"] = "clients"
 

@@ -22,7 +22,8 @@ from strategies.strategy import Fold, Records, Silo, Update, one_by_one
 class Scaffold(LocalStrategy):
     """Local SGD along gradient - c_i + c, where c_i and c estimate the client's and the mean gradient.
 
-    A client keeps c_i between rounds; only its change travels. Clients count equally.
+    A client keeps c_i between rounds; only its change travels. Clients count equally. Answers are complete, since c is a mean over all
+    clients: where no gradient reached, it counts as zero.
 
     Attributes:
         server_lr: the server's step size along the clients' mean change.

@@ -331,7 +331,15 @@ def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors hold the same; a value that is not known, NaN, is the same as another such."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    alike = one == other
+    return bool((alike | (one.isnan() & other.isnan()) if one.is_floating_point() else alike).all())
 
 
 def _look_alike(one: Gallery | None, other: Gallery | None) -> bool:

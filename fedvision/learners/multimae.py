@@ -10,41 +10,34 @@ Source: arXiv 2204.01678; what the paper leaves open from what its public checkp
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import AfterValidator
 from torch import Tensor, nn
 
-from fedvision import settings
 from fedvision.data.examples import IGNORED, Examples
 from fedvision.data.federated import Spec
 from fedvision.errors import DataError, ExperimentError
 from fedvision.gallery import Gallery
-from fedvision.learners.learner import Holding, Learner, Loss
+from fedvision.learners.learner import Loss
+from fedvision.learners.multimodal import Multimodal, Names
 from fedvision.metrics import Metrics, confusion
 from fedvision.multimae import losses
 from fedvision.multimae.decoders import DecoderSize
 from fedvision.multimae.masking import Masks, drawn, masks_of
-from fedvision.multimae.modalities import DEPTH_MAP, DEPTH_NAME, RGB, RGB_NAME, SEMSEG_NAME, Modality, semantic
-from fedvision.multimae.model import NORM_RGB, SIZES, Autoencoder
+from fedvision.multimae.modalities import DEPTH_NAME, RGB_NAME, SEMSEG_NAME
+from fedvision.multimae.model import NORM_RGB, Autoencoder
 from fedvision.multimae.pictures import Subject, galleries
 from fedvision.multimae.views import Moves, Values, as_seen, present, raw
 from fedvision.multimae.weights import initialized_from
 from fedvision.registry import learners
 from fedvision.seeds import generator, global_generators
-from fedvision.settings import Count, Fraction, Positive, PositiveFraction, nearest
+from fedvision.settings import Count, Positive, PositiveFraction
 
 VISIBLE = "visible"
 """The field of a batch that says which patches the encoder sees, int64 [n, visible], as indices into those of all modalities."""
-
-Names = tuple[str, ...]
-
-KNOWN = {RGB_NAME: RGB, DEPTH_NAME: DEPTH_MAP, SEMSEG_NAME: semantic(133)}
-"""The modalities that need no table."""
 
 ERRORS: Mapping[str, Callable[..., Float[Tensor, "b h w"]]] = {
     "mse": losses.squared_errors,
@@ -64,27 +57,9 @@ class Translation(NamedTuple):
     tables: dict[str, Tensor]
 
 
-def modality_of(name: str, table: Any, known: Modality | None = None) -> Modality:
-    """The modality of a table, which may say of a known one what is different; a new one's field is called as it is.
-
-    Raises:
-        ExperimentError: an unknown setting, or values that do not go together.
-    """
-    if not isinstance(table, Mapping):
-        raise ExperimentError(f"{name} = {table!r}: expected a table, as {name} = {{ channels = 1 }}")
-    given = {"field": name} if known is None else {key: value for key, value in asdict(known).items() if key != "name"}
-    return Modality(name=name, **settings.resolve(Modality, given | dict(table), name, frozenset({"name"})))
-
-
-def _checked(tables: dict[str, Any]) -> dict[str, Any]:
-    for name, table in tables.items():
-        modality_of(name, table, KNOWN.get(name))
-    return tables
-
-
 @learners("multimae")
 @dataclass(frozen=True, kw_only=True)
-class MultiMAE(Learner):
+class MultiMAE(Multimodal):
     """Pre-training on pictures of several modalities, without labels: predict the patches that were masked.
 
     A silo learns from the modalities that it has: what no picture of a batch has is neither an input nor a target there, and a
@@ -94,28 +69,12 @@ class MultiMAE(Learner):
         inputs: the modalities that the encoder may see: ``rgb``, ``depth``, ``semseg``, or of ``modalities``.
         outputs: those that are predicted.
         normalized_rgb: whether a further decoder predicts rgb with each patch standardized.
-        modalities: further ones, or other settings of these: a table each, ``fedvision.multimae.modalities.Modality``.
-        semantic_classes: number of classes of ``semseg``.
-        semantic_stride: pixels a side that one class stands for.
-        class_embedding: width of a class's embedding.
-        encoder: its size, by name.
-        width: of the encoder's tokens, if not that size's.
-        depth: number of its blocks, if not that size's.
-        heads: of its attention, if not that size's.
-        global_tokens: that the encoder has besides the patches'.
         decoder_width: of the decoders' tokens.
         decoder_depth: number of their blocks after the cross-attention.
         decoder_heads: of their attention.
-        patch: pixels a side.
-        grid: rows and columns of patches that positions are made for, and interpolated from; the pictures' own if not given.
         visible: patches that the encoder sees, of all modalities together; a sixth of those of all ``inputs`` if not given.
         alpha: concentration of the Dirichlet draw that shares them out; a large one shares equally.
         subsets: whether a random subset of the modalities is drawn first.
-        resolution: pixels a side that pictures are resized to; their own if not given.
-        crop_scale: area of a random crop, least and most, as a fraction of the picture's; [1, 1]: none.
-        crop_ratio: its width over its height, least and most.
-        flip: probability that left and right change places.
-        checkpoint: file of weights to begin with: MultiMAE's, timm's or MAE's, see ``fedvision.multimae.weights``.
         translations: pairs of modalities such as ["depth", "semseg"]: evaluation tells how well the second is predicted from the
             whole first alone.
 
@@ -130,37 +89,18 @@ class MultiMAE(Learner):
     inputs: Names = (RGB_NAME, DEPTH_NAME, SEMSEG_NAME)
     outputs: Names = (RGB_NAME, DEPTH_NAME, SEMSEG_NAME)
     normalized_rgb: bool = True
-    modalities: Annotated[dict[str, Any], AfterValidator(_checked)] = field(default_factory=dict)
-    semantic_classes: Count = 133
-    semantic_stride: Count = 4
-    class_embedding: Count = 64
-    encoder: Literal["tiny", "base", "large"] = "tiny"
-    width: Count | None = None
-    depth: Count | None = None
-    heads: Count | None = None
-    global_tokens: Count = 1
     decoder_width: Count = 256
     decoder_depth: Count = 2
     decoder_heads: Count = 8
-    patch: Count = 16
-    grid: Count | None = None
     visible: Count | None = None
     alpha: Positive = 1.0
     subsets: bool = False
-    resolution: Count | None = None
     crop_scale: tuple[PositiveFraction, PositiveFraction] = (0.2, 1.0)
-    crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
-    flip: Fraction = 0.5
-    checkpoint: str | None = None
     translations: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        known = [*KNOWN, *self.modalities]
-        for key, names in (("inputs", self.inputs), ("outputs", self.outputs)):
-            odd = [name for name in names if name not in known]
-            if odd or not names or len(set(names)) < len(names):
-                hint = nearest(odd[0], known) if odd else "name each modality once, and one at least"
-                raise ExperimentError(f"learner.{key} = {list(names)}: {hint}; further ones belong into learner.modalities")
+        self.check_named("inputs", self.inputs)
+        self.check_named("outputs", self.outputs)
         for source, target in self.translations:
             if source not in self.inputs or target not in self.outputs:
                 fact = f"learner.translations has {source!r} to {target!r}"
@@ -174,44 +114,15 @@ class MultiMAE(Learner):
         Raises:
             ExperimentError: data that are no images, or that lack a field; sizes that do not fit together; a checkpoint that does not.
         """
-        modalities = self._of_data(spec)
-        size = replace(SIZES[self.encoder], **{key: value for key in ("width", "depth", "heads") if (value := getattr(self, key))})
         decoder = DecoderSize(self.decoder_width, self.decoder_depth, self.decoder_heads)
-        inputs, outputs = ([modalities[name] for name in names] for names in (self.inputs, self.outputs))
-        grid = (self.grid or max(self._sides(spec)) // self.patch,) * 2
+        where = "learner.inputs and learner.outputs"
+        inputs, outputs = (self.of_data(spec, [self.known[name] for name in names], where) for names in (self.inputs, self.outputs))
+        grid = self.positions(spec)
         with global_generators(rng):
-            model = Autoencoder(inputs, outputs, size, decoder, self.patch, grid, self.normalized_rgb, self.global_tokens)
+            model = Autoencoder(inputs, outputs, self.size, decoder, self.patch, grid, self.normalized_rgb, self.global_tokens)
         if self.checkpoint is not None:
             initialized_from(model, self.checkpoint, decoders=True)
         return model
-
-    def _of_data(self, spec: Spec) -> dict[str, Modality]:
-        """The modalities, as these data have them."""
-        if len(spec.image_shape) != 3:
-            raise ExperimentError(f"learner multimae needs images, the inputs have shape {spec.image_shape}; choose other data")
-        missing = [m for m in self._modalities.values() if spec.fields and m.field not in spec.fields]
-        if missing:
-            fact = f"modality {missing[0].name!r} is the field {missing[0].field!r}, which the data lack ({', '.join(spec.fields)})"
-            raise ExperimentError(
-                f"{fact}; add it to data.fields or data.modalities, or leave it out of learner.inputs and learner.outputs"
-            )
-        channels = spec.image_shape[0]
-        return {name: replace(m, channels=channels) if m.kind == "image" else m for name, m in self._modalities.items()}
-
-    def _sides(self, spec: Spec) -> tuple[int, int]:
-        """Height and width of what the network sees."""
-        height, width = spec.image_shape[1:] if self.resolution is None else (self.resolution,) * 2
-        if height % self.patch or width % self.patch:
-            fact = f"learner.patch = {self.patch} does not divide images of {height} x {width}"
-            raise ExperimentError(f"{fact}; choose another, or have them resized with learner.resolution")
-        return height, width
-
-    @cached_property
-    def _modalities(self) -> dict[str, Modality]:
-        """Those that are used, by name, inputs first."""
-        known = KNOWN | {SEMSEG_NAME: semantic(self.semantic_classes, self.semantic_stride, self.class_embedding)}
-        named = {name: modality_of(name, table, known.get(name)) for name, table in self.modalities.items()}
-        return {name: (known | named)[name] for name in dict.fromkeys((*self.inputs, *self.outputs))}
 
     # ---- batches -------------------------------------------------------------------------------------------------
 
@@ -222,8 +133,7 @@ class MultiMAE(Learner):
             By modality, as ``Autoencoder`` takes them; ``visible`` int64 [n, visible], indices into the patches of the inputs among
             them, in the order of ``inputs``.
         """
-        moves = Moves(scale=self.crop_scale, ratio=self.crop_ratio, flip=self.flip, resolution=self.resolution)
-        return self._seen(batch, moves, rng, [rng])
+        return self._seen(batch, self.moves, rng, [rng])
 
     def _seen(self, batch: Examples, moves: Moves, moving: torch.Generator | None, masking: Sequence[torch.Generator]) -> Examples:
         """The batch as the network sees it.
@@ -234,8 +144,8 @@ class MultiMAE(Learner):
             moving: for the moves; None: they are only resized.
             masking: for the masks: one generator for all examples, or one for each.
         """
-        values = as_seen(moves(raw(batch, self._modalities.values()), moving), self._modalities)
-        inputs = [self._modalities[name] for name in self.inputs if name in values]
+        values = self._values(batch, moves, moving)
+        inputs = [self.known[name] for name in self.inputs if name in values]
         if not inputs:
             fact = f"a batch has none of the modalities {', '.join(self.inputs)}, but the fields {', '.join(batch.fields)}"
             raise DataError(f"{fact}; give every silo one of learner.inputs")
@@ -246,14 +156,19 @@ class MultiMAE(Learner):
         visible = torch.cat([drawn(counts, part, self._shown(patches), self.alpha, rng, self.subsets) for part, rng in pairs])
         return Examples({**values, VISIBLE: visible.to(batch.device)})
 
+    def _values(self, batch: Examples, moves: Moves, moving: torch.Generator | None) -> Values:
+        """The modalities that some example of a batch has, as the network sees them."""
+        used = {name: self.known[name] for name in dict.fromkeys((*self.inputs, *self.outputs))}
+        return as_seen(moves(raw(batch, used.values()), moving), used)
+
     def _shown(self, patches: int) -> int:
         """How many patches are visible, if each modality has so many."""
         return self.visible or max(1, round(patches * len(self.inputs) / 6))
 
     def _grid(self, values: Mapping[str, Tensor]) -> torch.Size:
         """Rows and columns of patches of a batch as the network sees it."""
-        name, held = next((name, held) for name, held in values.items() if name in self._modalities)
-        cell = self._modalities[name].cell(self.patch)
+        name, held = next((name, held) for name, held in values.items() if name in self.known)
+        cell = self.known[name].cell(self.patch)
         return torch.Size(side // cell for side in held.shape[-2:])
 
     # ---- loss ----------------------------------------------------------------------------------------------------
@@ -284,7 +199,7 @@ class MultiMAE(Learner):
         return targets
 
     def _term(self, name: str, prediction: Tensor, target: Tensor, masks: Masks, grid: torch.Size) -> Term:
-        modality = self._modalities[RGB_NAME if name == NORM_RGB else name]
+        modality = self.known[RGB_NAME if name == NORM_RGB else name]
         errors, counted = ERRORS[modality.loss](prediction, target), losses.known(target)
         if modality.name in masks:
             counted = counted & losses.spread(masks[modality.name], tuple(grid), modality.cell(self.patch))  # type: ignore[arg-type]
@@ -313,7 +228,7 @@ class MultiMAE(Learner):
         """How well one modality is predicted from another alone, where both are there."""
         there = losses.known(seen.fields[source]).flatten(1).any(1)
         prediction, truth = model({source: seen.fields[source]}, None, [target])[target], seen.fields[target]
-        modality, name = self._modalities[target], f"{source}_to_{target}"
+        modality, name = self.known[target], f"{source}_to_{target}"
         counted = losses.known(truth) & there[:, None, None]
         means, any_known = losses.masked_means(ERRORS[modality.loss](prediction, truth), counted)
         shares = {f"{name}_{modality.loss.replace('-', '_')}": (means.sum(), any_known.sum())}
@@ -328,15 +243,11 @@ class MultiMAE(Learner):
         Examples that lack none of what the others have come first.
         """
         assert isinstance(model, Autoencoder)
-        values = as_seen(Moves(resolution=self.resolution)(raw(examples, self._modalities.values())), self._modalities)
+        values = self._values(examples, Moves(resolution=self.resolution), None)
         lacking = torch.stack([~losses.known(held).flatten(1).any(1) for held in values.values()]).sum(0)
         order = lacking.argsort(stable=True).tolist()
-        subjects = [Subject(model, {name: held[i : i + 1] for name, held in values.items()}, self._modalities) for i in order]
+        subjects = [Subject(model, {name: held[i : i + 1] for name, held in values.items()}, self.known) for i in order]
         return galleries(subjects, self._shown(self._grid(values).numel()))
-
-    def holding(self, name: str) -> Holding:
-        """Positions never change."""
-        return "constant" if name.endswith("pos_emb") else super().holding(name)
 
 
 def _own_generator(image: Tensor) -> torch.Generator:

@@ -223,7 +223,7 @@ def test_wrong_tables_are_refused_when_the_file_is_read(override, reason):
 @pytest.mark.parametrize(
     ("spec", "settings", "reason"),
     [
-        (Spec((7,), 2), {}, r"needs images, the inputs have shape \(7,\)"),
+        (Spec((7,), 2), {}, r"need images, the inputs have shape \(7,\)"),
         (Spec((3, 32, 32), 4, ("image", "label")), {}, "modality 'depth' is the field 'depth', which the data lack .*data.fields"),
         (Spec((3, 30, 32), 4), {}, "learner.patch = 8 does not divide images of 30 x 32; .*learner.resolution"),
         (Spec((3, 30, 30), 4), {"resolution": 20}, "learner.patch = 8 does not divide images of 20 x 20"),

@@ -2,7 +2,7 @@
 
 import copy
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -300,6 +300,24 @@ class SharedMemory(Sound):
         return super().client_update(silo, content)
 
 
+@dataclass(kw_only=True)
+class HoldingBack(Sound):
+    """Its clients send back what they did not train."""
+
+    @batchable
+    def client_update(self, silo, content):
+        return replace(super().client_update(silo, content), untrained=frozenset())
+
+
+@dataclass(kw_only=True)
+class Drifting(Sound):
+    """Its server forgets a little of everything."""
+
+    def server_update(self, arrays, aggregates):
+        following = {**arrays, **aggregates["arrays"]}
+        return {name: 0.9 * tensor if tensor.is_floating_point() else tensor for name, tensor in following.items()}
+
+
 SPOILT = {
     Nameless: "docstring has no first line",
     Lazy: "changes nothing in round 1",
@@ -323,6 +341,8 @@ SPOILT = {
     Seedless: "for another seed",
     NeedsOurLoop: "other numbers in Flower's own loop",
     SharedMemory: "out of step",
+    HoldingBack: "did not train 'aside.weight' hold it back",
+    Drifting: "moves 'aside.weight', which nobody trained",
 }
 
 
