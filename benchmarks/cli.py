@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -57,6 +58,13 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and log messages.")] = False,
 ) -> None:
     """Federated learning for computer vision: run experiments, compare strategies."""
+
+
+class Layout(StrEnum):
+    """Of exported weights."""
+
+    multimae = "multimae"
+    timm = "timm"
 
 
 @app.command()
@@ -140,6 +148,22 @@ def figures_(
         console.print(remark, soft_wrap=True, highlight=False)
     for file in drawn.files:
         console.print(f"picture: {file}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a run of multimae, or of its fine-tuning.")],
+    out: Annotated[Path, typer.Option(help="The file to write: it ends in .safetensors, or in .pth for torch.load.")],
+    layout: Annotated[Layout, typer.Option(help="As MultiMAE's checkpoints are, or as a vision transformer of timm.")] = Layout.multimae,
+) -> None:
+    """Write a run's model as a file that other programs read."""
+    from benchmarks import export
+
+    written = export.export(run, out, layout.value)  # type: ignore[arg-type]
+    parts = sorted({".".join(name.split(".")[:2]) for name in written.dropped})
+    console.print(f"{len(written.state)} arrays in {layout.value}'s layout: {out}", soft_wrap=True, highlight=False)
+    if parts:
+        console.print(f"without {', '.join(parts)}, for which it has no place", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -1,0 +1,125 @@
+"""A run's model as a file that others read."""
+
+import shutil
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+
+from benchmarks import run
+from benchmarks.export import export
+from benchmarks.runs import Run
+from fedvision.checkpoints import Fit, read
+from fedvision.errors import RunError
+from fedvision.seeds import generator, global_generators
+from server.folder import RunFolder
+
+LIGHT = {
+    "rounds": 1, "tensorboard": False, "strategy.steps": 2, "data.examples": 32, "data.test_examples": 4,
+    "learner.width": 16, "learner.depth": 2, "learner.heads": 2, "learner.decoder_width": 16, "learner.decoder_heads": 2,
+}  # fmt: skip
+
+
+def vit():
+    """The vision transformer of timm that the runs' encoder is."""
+    with global_generators(generator(0)):
+        return VisionTransformer(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """The folder of a short run of pre-training."""
+    return run("multimae-tiny", LIGHT, out=tmp_path_factory.mktemp("runs") / "pretrained", draw=False).path
+
+
+@pytest.fixture
+def model(pretrained):
+    done = Run.open(pretrained)
+    return done.rebuilt().loaded(done.state)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_in_multimaes_layout_it_is_whole_and_has_its_positions(pretrained, model, tmp_path, ending):
+    out = tmp_path / "folder" / f"weights.{ending}"
+    assert not export(pretrained, out).dropped
+    assert Fit.of(read(out), model)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in read(out).items())
+    if ending == "pth":
+        assert list(torch.load(out, weights_only=True)) == ["model"]
+
+
+def test_in_timms_layout_timm_takes_it_and_computes_the_same(pretrained, model, tmp_path):
+    written = export(pretrained, tmp_path / "vit.safetensors", "timm")
+    other = vit().eval()
+    keys = other.load_state_dict(load_file(tmp_path / "vit.safetensors"), strict=False)
+    assert set(keys.missing_keys) == {"norm.weight", "norm.bias", "head.weight", "head.bias"} and not keys.unexpected_keys
+    images = torch.rand(2, 3, 32, 32, generator=generator(0))
+    with torch.no_grad():
+        tokens = model.encoded(model.tokens({"rgb": images})["rgb"])
+        features = other.forward_features(images)
+        expected = other.norm(torch.cat([tokens[:, -1:], tokens[:, :-1]], dim=1))
+    assert torch.allclose(features, expected, rtol=1e-4, atol=1e-5)
+    assert any("depth" in name for name in written.dropped)
+
+
+def test_timms_own_loader_reads_the_file(pretrained, tmp_path):
+    export(pretrained, tmp_path / "vit.pth", "timm")
+    other = vit()
+    timm.models.load_checkpoint(other, tmp_path / "vit.pth", strict=False)
+    assert torch.equal(other.cls_token, Run.open(pretrained).state["global_tokens"])
+
+
+@pytest.mark.parametrize("layout", ["multimae", "timm"])
+def test_what_was_exported_is_a_checkpoint_for_a_run(pretrained, model, tmp_path, layout):
+    export(pretrained, tmp_path / "weights.safetensors", layout)
+    further = run(
+        "multimae-tiny",
+        LIGHT | {"rounds": 0, "learner.checkpoint": str(tmp_path / "weights.safetensors")},
+        out=tmp_path / "run",
+        draw=False,
+    )
+    for name, tensor in further.state.items():
+        taken = layout == "multimae" or name.startswith(("encoder.", "global_tokens", "input_adapters.rgb."))
+        assert torch.equal(tensor, model.state_dict()[name]) or not taken, name
+
+
+def test_the_model_of_a_run_on_others_positions_has_them(pretrained, tmp_path):
+    state = read(RunFolder(pretrained).model)
+    positions = {"input_adapters.rgb.pos_emb": torch.rand(1, 16, 4, 4, generator=generator(0))}
+    save_file(state | positions, tmp_path / "learned.safetensors")
+    settings = LIGHT | {"rounds": 0, "learner.checkpoint": str(tmp_path / "learned.safetensors")}
+    export(run("multimae-tiny", settings, out=tmp_path / "run", draw=False).path, tmp_path / "out.safetensors")
+    assert torch.equal(read(tmp_path / "out.safetensors")["input_adapters.rgb.pos_emb"], positions["input_adapters.rgb.pos_emb"])
+
+
+def test_the_command_tells_what_is_left_out(pretrained, fedvision, here):
+    ended = fedvision("export", pretrained, "--layout", "timm", "--out", "vit.safetensors")
+    assert (ended.status, ended.err) == (0, "")
+    assert "28 arrays in timm's layout: vit.safetensors" in ended.out
+    assert "without input_adapters.depth, input_adapters.semseg, output_adapters.depth" in ended.out
+    again = fedvision("export", pretrained, "--out", "vit.safetensors")
+    assert again.status == 1 and "vit.safetensors is there already; choose another name" in again.err
+
+
+def test_of_an_unfinished_run_the_checkpoint_is_written(pretrained, tmp_path):
+    folder = RunFolder(shutil.copytree(pretrained, tmp_path / "stopped"))
+    folder.write_manifest(folder.read_manifest() | {"status": "interrupted"})
+    folder.model.unlink()
+    export(folder.path, tmp_path / "out.safetensors")
+    assert torch.equal(read(tmp_path / "out.safetensors")["global_tokens"], Run.open(pretrained).state["global_tokens"])
+    folder.checkpoint.unlink()
+    with pytest.raises(RunError, match="has no model yet, neither a final one nor a checkpoint"):
+        export(folder.path, tmp_path / "other.safetensors")
+
+
+def test_other_learners_models_and_other_endings_are_refused(pretrained, here, tmp_path):
+    done = run("mine.toml", out="out", draw=False)
+    with pytest.raises(RunError, match="learner classifier has no model that other programs know by its names"):
+        export(done.path, tmp_path / "out.safetensors")
+    with pytest.raises(RunError, match=r"ends in \.onnx; choose a name that ends in"):
+        export(pretrained, tmp_path / "out.onnx")
+    with pytest.raises(RunError, match="holds no run"):
+        export(tmp_path / "nothing", tmp_path / "out.pth")
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".safetensors", ".onnx", ".pth")]
