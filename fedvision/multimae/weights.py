@@ -184,8 +184,8 @@ def initialized_from(model: Trunk, path: str | Path, decoders: bool = False, gri
 
     Positions are interpolated where the grids differ; a file without any, such as a run's ``model.safetensors``, leaves the network
     its own, sines and cosines. (`fedvision export` writes a run's model with its positions, which matters if the run itself began with
-    others, as timm's.) Where the network has a further class for what is not known and the file has not, its embedding is 0. What the file does
-    not have begins as the network was built, which the report says, and the log.
+    others, as timm's.) Where the network has a further class for what is not known and the file has not, its embedding is 0. What
+    the file does not have begins as the network was built, which the report says, and the log.
 
     Args:
         model: overwritten, unless the file does not fit.
