@@ -20,7 +20,7 @@ def of_learner(assembly: Assembly, arrays: Named) -> Mapping[str, Gallery]:
         assembly: whose model is overwritten.
         arrays: the shared arrays of the model.
     """
-    if not draws_pictures(assembly.learner):
+    if not draws_pictures(assembly.learner) or not len(assembly.data.test):
         return {}
     model = assembly.loaded(arrays)
     with torch.inference_mode():

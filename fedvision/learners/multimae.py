@@ -20,14 +20,16 @@ from torch import Tensor, nn
 from fedvision.data.examples import IGNORED, Examples
 from fedvision.data.federated import Spec
 from fedvision.errors import DataError, ExperimentError
+from fedvision.gallery import Gallery
 from fedvision.learners.learner import Loss
 from fedvision.learners.multimodal import Multimodal, Names
 from fedvision.metrics import Metrics, confusion
 from fedvision.multimae import losses
 from fedvision.multimae.decoders import DecoderSize
 from fedvision.multimae.masking import Masks, drawn, masks_of
-from fedvision.multimae.modalities import DEPTH_NAME, RGB_NAME, SEMSEG_NAME
+from fedvision.multimae.modalities import DEPTH_NAME, RGB_NAME, SEMSEG_NAME, Modality
 from fedvision.multimae.model import NORM_RGB, Autoencoder
+from fedvision.multimae.pictures import Subject, galleries
 from fedvision.multimae.views import Moves, Values, as_seen, present, raw
 from fedvision.multimae.weights import initialized_from
 from fedvision.registry import learners
@@ -122,6 +124,11 @@ class MultiMAE(Multimodal):
             initialized_from(model, self.checkpoint, decoders=True)
         return model
 
+    @property
+    def _used(self) -> dict[str, Modality]:
+        """The modalities that are seen or predicted, by name, inputs first."""
+        return {name: self.known[name] for name in dict.fromkeys((*self.inputs, *self.outputs))}
+
     # ---- batches -------------------------------------------------------------------------------------------------
 
     def train_view(self, batch: Examples, rng: torch.Generator) -> Examples:
@@ -142,19 +149,21 @@ class MultiMAE(Multimodal):
             moving: for the moves; None: they are only resized.
             masking: for the masks: one generator for all examples, or one for each.
         """
-        used = {name: self.known[name] for name in dict.fromkeys((*self.inputs, *self.outputs))}
-        values = as_seen(moves(raw(batch, used.values()), moving), used)
-        inputs = [used[name] for name in self.inputs if name in values]
+        values = as_seen(moves(raw(batch, self._used.values()), moving), self._used)
+        inputs = [self._used[name] for name in self.inputs if name in values]
         if not inputs:
             fact = f"a batch has none of the modalities {', '.join(self.inputs)}, but the fields {', '.join(batch.fields)}"
             raise DataError(f"{fact}; give every silo one of learner.inputs")
         patches = self._grid(values).numel()
-        wanted = self.visible or max(1, round(patches * len(self.inputs) / 6))
         counts = dict.fromkeys((modality.name for modality in inputs), patches)
         parts = present(batch, inputs).tensor_split(len(masking))
         pairs = zip(parts, masking, strict=True)
-        visible = torch.cat([drawn(counts, part, wanted, self.alpha, rng, self.subsets) for part, rng in pairs])
+        visible = torch.cat([drawn(counts, part, self._shown(patches), self.alpha, rng, self.subsets) for part, rng in pairs])
         return Examples({**values, VISIBLE: visible.to(batch.device)})
+
+    def _shown(self, patches: int) -> int:
+        """How many patches are visible, if each modality has so many."""
+        return self.visible or max(1, round(patches * len(self.inputs) / 6))
 
     def _grid(self, values: Mapping[str, Tensor]) -> torch.Size:
         """Rows and columns of patches of a batch as the network sees it."""
@@ -227,6 +236,18 @@ class MultiMAE(Multimodal):
             return Translation(shares, {})
         void = torch.where(counted, truth, IGNORED)
         return Translation(shares, {f"{name}_": confusion(void, prediction.argmax(1), modality.channels)})
+
+    def pictures(self, model: nn.Module, examples: Examples) -> Mapping[str, Gallery]:
+        """What is predicted from one modality alone, from few to many patches, and after a patch was changed.
+
+        Examples that lack none of what the others have come first.
+        """
+        assert isinstance(model, Autoencoder)
+        values = as_seen(Moves(resolution=self.resolution)(raw(examples, self._used.values())), self._used)
+        lacking = torch.stack([~losses.known(held).flatten(1).any(1) for held in values.values()]).sum(0)
+        order = lacking.argsort(stable=True).tolist()
+        subjects = [Subject(model, {name: held[i : i + 1] for name, held in values.items()}, self._used) for i in order]
+        return galleries(subjects, self._shown(self._grid(values).numel()))
 
 
 def _own_generator(image: Tensor) -> torch.Generator:

@@ -279,3 +279,27 @@ def baselines(learner, data):
     plain = MultiMAE(**{**{f: getattr(learner, f) for f in ("patch", "visible", "alpha", "semantic_classes")}, "translations": ()})
     with torch.inference_mode():
         return plain.evaluate(Averages(), data.test.decoded()).result()
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_draws_what_its_model_makes_of_its_test_pictures(tmp_path):
+    settings = {**{f"learner.{name}": value for name, value in SMALL.items() if name != "crop_scale"}, "rounds": 1, "strategy.steps": 1}
+    done = run("multimae-tiny", settings | {"data.examples": 32, "data.test_examples": 4, "tensorboard": False}, out=tmp_path / "run")
+    names = {path.stem for path in (done.path / "figures").iterdir()}
+    assert {"single-input", "visible-patches", "edited-patch"} <= names
+
+
+def test_examples_that_lack_something_are_drawn_last(pool):
+    learner = small()
+    model = learner.build(SPEC, generator(0, "model")).eval()
+    examples, rest = pool.test[:6].decoded(), [2, 3, 5]
+    gaps = lacking(examples, depth=[False, False, True, True, False, True])
+    with torch.inference_mode():
+        found, whole = (learner.pictures(model, each)["single-input"] for each in (gaps, examples[torch.tensor(rest)]))
+    assert all(
+        (a is None) == (b is None) and (a is None or np.array_equal(a, b))
+        for one, other in zip(found.pictures, whole.pictures, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
