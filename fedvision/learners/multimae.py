@@ -27,7 +27,7 @@ from fedvision.metrics import Metrics, confusion
 from fedvision.multimae import losses
 from fedvision.multimae.decoders import DecoderSize
 from fedvision.multimae.masking import Masks, drawn, masks_of
-from fedvision.multimae.modalities import DEPTH_NAME, RGB_NAME, SEMSEG_NAME
+from fedvision.multimae.modalities import DEPTH_NAME, RGB_NAME, SEMSEG_NAME, Modality
 from fedvision.multimae.model import NORM_RGB, Autoencoder
 from fedvision.multimae.pictures import Subject, galleries
 from fedvision.multimae.views import Moves, Values, as_seen, present, raw
@@ -124,6 +124,11 @@ class MultiMAE(Multimodal):
             initialized_from(model, self.checkpoint, decoders=True)
         return model
 
+    @property
+    def _used(self) -> dict[str, Modality]:
+        """The modalities that are seen or predicted, by name, inputs first."""
+        return {name: self.known[name] for name in dict.fromkeys((*self.inputs, *self.outputs))}
+
     # ---- batches -------------------------------------------------------------------------------------------------
 
     def train_view(self, batch: Examples, rng: torch.Generator) -> Examples:
@@ -144,8 +149,8 @@ class MultiMAE(Multimodal):
             moving: for the moves; None: they are only resized.
             masking: for the masks: one generator for all examples, or one for each.
         """
-        values = self._values(batch, moves, moving)
-        inputs = [self.known[name] for name in self.inputs if name in values]
+        values = as_seen(moves(raw(batch, self._used.values()), moving), self._used)
+        inputs = [self._used[name] for name in self.inputs if name in values]
         if not inputs:
             fact = f"a batch has none of the modalities {', '.join(self.inputs)}, but the fields {', '.join(batch.fields)}"
             raise DataError(f"{fact}; give every silo one of learner.inputs")
@@ -155,11 +160,6 @@ class MultiMAE(Multimodal):
         pairs = zip(parts, masking, strict=True)
         visible = torch.cat([drawn(counts, part, self._shown(patches), self.alpha, rng, self.subsets) for part, rng in pairs])
         return Examples({**values, VISIBLE: visible.to(batch.device)})
-
-    def _values(self, batch: Examples, moves: Moves, moving: torch.Generator | None) -> Values:
-        """The modalities that some example of a batch has, as the network sees them."""
-        used = {name: self.known[name] for name in dict.fromkeys((*self.inputs, *self.outputs))}
-        return as_seen(moves(raw(batch, used.values()), moving), used)
 
     def _shown(self, patches: int) -> int:
         """How many patches are visible, if each modality has so many."""
@@ -243,10 +243,10 @@ class MultiMAE(Multimodal):
         Examples that lack none of what the others have come first.
         """
         assert isinstance(model, Autoencoder)
-        values = self._values(examples, Moves(resolution=self.resolution), None)
+        values = as_seen(Moves(resolution=self.resolution)(raw(examples, self._used.values())), self._used)
         lacking = torch.stack([~losses.known(held).flatten(1).any(1) for held in values.values()]).sum(0)
         order = lacking.argsort(stable=True).tolist()
-        subjects = [Subject(model, {name: held[i : i + 1] for name, held in values.items()}, self.known) for i in order]
+        subjects = [Subject(model, {name: held[i : i + 1] for name, held in values.items()}, self._used) for i in order]
         return galleries(subjects, self._shown(self._grid(values).numel()))
 
 
