@@ -30,6 +30,7 @@ from fedvision.multimae.masking import Masks, drawn, masks_of
 from fedvision.multimae.modalities import DEPTH_NAME, RGB_NAME, SEMSEG_NAME, Modality
 from fedvision.multimae.model import NORM_RGB, Autoencoder
 from fedvision.multimae.pictures import Subject, galleries
+from fedvision.multimae.transformer import initialized
 from fedvision.multimae.views import Moves, Values, as_seen, present, raw
 from fedvision.multimae.weights import initialized_from
 from fedvision.registry import learners
@@ -120,6 +121,7 @@ class MultiMAE(Multimodal):
         grid = self.positions(spec)
         with global_generators(rng):
             model = Autoencoder(inputs, outputs, self.size, decoder, self.patch, grid, self.normalized_rgb, self.global_tokens)
+        initialized(model, rng)
         if self.checkpoint is not None:
             initialized_from(model, self.checkpoint, decoders=True)
         return model

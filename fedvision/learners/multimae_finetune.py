@@ -25,6 +25,7 @@ from fedvision.multimae.heads import ConvNeXtHead, Head, LinearHead, SegmenterHe
 from fedvision.multimae.modalities import RGB_NAME
 from fedvision.multimae.photographs import Colors, Zoom
 from fedvision.multimae.tasks import TARGET, Classification, DepthLoss, DepthRegression, Segmentation, Task, judged
+from fedvision.multimae.transformer import initialized
 from fedvision.multimae.views import Values, as_seen, image_normalization, raw
 from fedvision.multimae.weights import initialized_from
 from fedvision.registry import learners
@@ -169,6 +170,7 @@ class MultiMAEFineTuning(Multimodal):
         with global_generators(rng):
             heads = {self._task.head: self._head(spec)}
             model = MultiViT(modalities, heads, self.size, self.patch, grid, self.global_tokens, self.drop_path)
+        initialized(model, rng)
         if self.checkpoint is not None:
             initialized_from(model, self.checkpoint)
         return model

@@ -152,5 +152,5 @@ class Multimodal(Learner):
         return (self.grid or max(self.sides(spec)),) * 2
 
     def holding(self, name: str) -> Holding:
-        """Positions never change."""
-        return "constant" if name.endswith("pos_emb") else super().holding(name)
+        """Positions never change; they travel where they may be a checkpoint's own, so that the final model has them."""
+        return "constant" if name.endswith("pos_emb") and self.checkpoint is None else super().holding(name)

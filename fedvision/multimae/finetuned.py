@@ -11,7 +11,6 @@ from fedvision.multimae.heads import Encoded, Head
 from fedvision.multimae.losses import known
 from fedvision.multimae.modalities import Modality
 from fedvision.multimae.model import Size, Trunk, spans_of
-from fedvision.multimae.transformer import initialize
 
 CLS_HEAD, SEMSEG_HEAD, DEPTH_HEAD = "cls", "semseg", "depth"
 """The names of heads in published checkpoints."""
@@ -47,7 +46,6 @@ class MultiViT(Trunk):
     ) -> None:
         super().__init__(modalities, size, patch, grid, global_tokens, drop_path)
         self.output_adapters = nn.ModuleDict(heads)
-        initialize(self)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "b channels ..."]]:
         """What each head predicts.

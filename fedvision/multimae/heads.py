@@ -148,7 +148,7 @@ class SegmenterHead(Head):
             raise ExperimentError(f"{heads} heads cannot share a width of {embedding}; choose learner.head_width among their multiples")
         self.reads = tuple(reads)
         self.proj_dec = nn.Linear(width * len(self.reads), embedding)
-        self.cls_emb = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, classes, embedding), std=0.02))
+        self.cls_emb = nn.Parameter(torch.zeros(1, classes, embedding))
         self.blocks = nn.Sequential(*(Block(embedding, heads) for _ in range(depth)))
         self.decoder_norm = LayerNorm(embedding)
         self.patch_proj, self.classes_proj = (nn.Linear(embedding, embedding, bias=False) for _ in range(2))

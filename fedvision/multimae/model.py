@@ -12,7 +12,7 @@ from fedvision.errors import DataError, ExperimentError
 from fedvision.multimae.adapters import PatchAdapter, input_adapter
 from fedvision.multimae.decoders import DecoderSize, SpatialDecoder
 from fedvision.multimae.modalities import RGB_NAME, Modality
-from fedvision.multimae.transformer import Block, initialize
+from fedvision.multimae.transformer import Block
 
 NORM_RGB = "norm_rgb"
 """The further decoder whose target is rgb with every patch standardized."""
@@ -150,7 +150,6 @@ class Autoencoder(Trunk):
         shape = (size.width, decoder, patch, grid)
         decoders = {name: SpatialDecoder(modality, self.modalities, *shape) for name, modality in predicted.items()}
         self.output_adapters = nn.ModuleDict(decoders)
-        initialize(self)
 
     def forward(
         self, inputs: Mapping[str, Tensor], visible: Int[Tensor, "b k"] | None = None, outputs: Sequence[str] | None = None

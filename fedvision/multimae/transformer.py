@@ -2,7 +2,9 @@
 
 import math
 from functools import partial
+from typing import TypeVar
 
+import torch
 from jaxtyping import Float
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
@@ -39,8 +41,11 @@ class CrossAttention(nn.Module):
         return self.proj(gathered.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
-def initialize(model: nn.Module) -> None:
-    """Give every weight of the model its beginning, drawn from torch's global generator.
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def initialized(model: Network, rng: torch.Generator) -> Network:
+    """The model itself, every weight at its beginning.
 
     Linear layers and the projections of patches: uniform, by Xavier's rule, where the three (or two) matrices of ``qkv`` (``kv``)
     count each by itself; their biases 0. Embeddings of classes and tasks, and global tokens: normal of deviation 0.02. Mask tokens: 0.
@@ -50,24 +55,25 @@ def initialize(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            _linear(name, module)
+            _linear(name, module, rng)
         elif isinstance(module, nn.Conv2d) and ".proj" in f".{name}":
-            nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+            nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1), generator=rng)
         elif isinstance(module, nn.Embedding):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.trunc_normal_(module.weight, std=0.02, generator=rng)
             _forget_padding(module)
     for name, param in model.named_parameters():
-        if "global_tokens" in name or "task_embeddings" in name:
-            nn.init.trunc_normal_(param, std=0.02)
+        if name.endswith(("global_tokens", "cls_emb")) or "task_embeddings" in name:
+            nn.init.trunc_normal_(param, std=0.02, generator=rng)
         elif name.endswith("mask_token"):
             nn.init.zeros_(param)
+    return model
 
 
-def _linear(name: str, module: nn.Linear) -> None:
+def _linear(name: str, module: nn.Linear, rng: torch.Generator) -> None:
     outputs, inputs = module.weight.shape
     outputs //= 3 if name.endswith("qkv") else 2 if name.endswith("kv") else 1
     bound = math.sqrt(6 / (inputs + outputs))
-    nn.init.uniform_(module.weight, -bound, bound)
+    nn.init.uniform_(module.weight, -bound, bound, generator=rng)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from benchmarks import run
 from fedvision.data import Examples, Spec
@@ -174,11 +175,17 @@ def test_further_modalities_need_no_code(batch):
     check_learner(learner, with_heat)
 
 
-def test_positions_never_travel():
+def test_positions_travel_only_where_they_may_be_learned_ones(tmp_path):
     learner = small()
     model = learner.build(SPEC, generator(0, "model"))
     held = Holdings.of(learner, model)
     assert model.state_dict().keys() - held.shared.keys() == {name for name in model.state_dict() if name.endswith("pos_emb")}
+    weights = {name: tensor + 1 if name.endswith("pos_emb") else tensor for name, tensor in model.state_dict().items()}
+    save_file(weights, tmp_path / "learned.safetensors")
+    later = small(checkpoint=str(tmp_path / "learned.safetensors"))
+    begun = Holdings.of(later, later.build(SPEC, generator(1, "model"))).shared
+    assert begun.keys() == weights.keys()
+    assert all(torch.equal(begun[name], tensor) for name, tensor in weights.items())
 
 
 def test_weight_decay_is_on_every_parameter(batch):

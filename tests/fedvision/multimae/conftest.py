@@ -5,6 +5,7 @@ import torch
 from fedvision.multimae.decoders import DecoderSize
 from fedvision.multimae.modalities import DEPTH_MAP, RGB, semantic
 from fedvision.multimae.model import Autoencoder, Size
+from fedvision.multimae.transformer import initialized
 
 
 @pytest.fixture(scope="session")
@@ -34,5 +35,5 @@ def pictures(arrays):
 def autoencoder():
     """The network of the reference's arrays, with weights of its own."""
     modalities = [RGB, DEPTH_MAP, semantic(10, embedding=8)]
-    torch.manual_seed(0)
-    return Autoencoder(modalities, modalities, Size(32, 2, 4), DecoderSize(16, 2, 4), 16, (4, 4)).eval()
+    model = Autoencoder(modalities, modalities, Size(32, 2, 4), DecoderSize(16, 2, 4), 16, (4, 4))
+    return initialized(model, torch.Generator().manual_seed(0)).eval()

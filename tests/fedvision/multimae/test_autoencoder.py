@@ -12,7 +12,7 @@ from fedvision.multimae.losses import absolute_errors, class_errors, masked_loss
 from fedvision.multimae.masking import masks_of
 from fedvision.multimae.modalities import DEPTH_MAP, RGB, Modality, semantic
 from fedvision.multimae.model import NORM_RGB, SIZES, Autoencoder, Size, spans_of
-from fedvision.seeds import global_generators
+from fedvision.multimae.transformer import initialized
 
 
 def close(found, expected, atol=2e-5):
@@ -234,9 +234,9 @@ def test_sizes_that_do_not_fit_are_refused():
 
 
 def test_weights_begin_as_published():
-    with global_generators(torch.Generator().manual_seed(0)):
-        modalities = [RGB, DEPTH_MAP, semantic(50)]
-        model = Autoencoder(modalities, modalities, Size(128, 2, 4), DecoderSize(64, 1, 4), 16, (4, 4))
+    modalities = [RGB, DEPTH_MAP, semantic(50)]
+    model = Autoencoder(modalities, modalities, Size(128, 2, 4), DecoderSize(64, 1, 4), 16, (4, 4))
+    initialized(model, torch.Generator().manual_seed(0))
     state = model.state_dict()
 
     def bounded(name, inputs, outputs):

@@ -17,7 +17,7 @@ from fedvision.errors import ExperimentError
 from fedvision.multimae.decoders import DecoderSize
 from fedvision.multimae.modalities import DEPTH_MAP, RGB, Modality, semantic
 from fedvision.multimae.model import SIZES, Autoencoder, Size, Trunk
-from fedvision.multimae.transformer import initialize
+from fedvision.multimae.transformer import initialized
 from fedvision.multimae.weights import from_timm, initialized_from, layout_of, resized_positions, to_timm
 from fedvision.seeds import generator, global_generators
 
@@ -38,10 +38,7 @@ def autoencoder(seed, modalities=ALL, size=SIZE, decoder=DECODER, patch=16, grid
 
 def trunk(seed, modalities=ALL, size=SIZE, patch=16, grid=(4, 4)):
     """A small network without decoders."""
-    with global_generators(generator(seed)):
-        model = Trunk(modalities, size, patch, grid)
-        initialize(model)
-    return model
+    return initialized(Trunk(modalities, size, patch, grid), generator(seed))
 
 
 def vit(seed=0, **options):
