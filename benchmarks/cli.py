@@ -131,7 +131,8 @@ def report(
     for run in done:
         display.print_summary(console, run)
     if len(done) > 1:
-        curves = figures.comparison(display.named(done), {"test_loss": "test loss", "test_accuracy": "test accuracy"})
+        tables = display.named(done)
+        curves = figures.comparison(tables, figures.in_common(tables))
         console.print(f"picture: {figures.save(curves, Path('comparison.png'))}", soft_wrap=True)
 
 

@@ -27,6 +27,9 @@ COLORS = ["#2563a8", "#d1495b", "#2a9d6f", "#b8860b", "#7b4ea3", "#4b5563", "#e0
 LINES = ["-", "--", ":", "-."]
 HATCHES = ["", "///", "...", "xxx"]
 
+RIGHTNESS = {"accuracy": "accuracy", "miou": "mIoU", "delta1": "share of depths within a quarter"}
+"""Metrics of how right a model is, the first of which a run's curves show, and what their axes are called."""
+
 PARTS = {"train": "training silos", "validation": "silo validation", "test": "test"}
 MOST_CLIENTS = 60
 """The partition's picture shows so many clients at most."""
@@ -47,18 +50,23 @@ def of_run(folder: RunFolder, data: FederatedData, galleries: Mapping[str, Galle
 
 
 def curves(rounds: pd.DataFrame) -> "Figure":
-    """Loss and accuracy by round, one line for each set of examples they were measured on."""
-    figure, (left, right) = _panels(2)
-    for axes, metric in ((left, "loss"), (right, "accuracy")):
+    """Loss by round, and how right the model is, one line for each set of examples they were measured on."""
+    metrics = ["loss", *(metric for metric in RIGHTNESS if _measured(rounds, metric))][:2]
+    figure, panels = _panels(len(metrics))
+    for axes, metric in zip(panels, metrics, strict=True):
         for color, (part, label) in zip(COLORS, PARTS.items(), strict=False):
             name = f"{part}_{metric}"
             shown = rounds.reindex(columns=["round", name]).dropna()
             if len(shown) > 1 or len(shown) == len(rounds):
                 axes.plot(shown["round"], shown[name], color=color, label=label, marker="o" if len(shown) == 1 else None)
         _whole_numbers(axes)
-        axes.set(xlabel="round", ylabel=metric)
+        axes.set(xlabel="round", ylabel=RIGHTNESS.get(metric, metric))
         _legend(axes)
     return figure
+
+
+def _measured(rounds: pd.DataFrame, metric: str) -> bool:
+    return any(f"{part}_{metric}" in rounds and rounds[f"{part}_{metric}"].notna().any() for part in PARTS)
 
 
 def partition(data: FederatedData) -> "Figure | None":
@@ -195,6 +203,14 @@ def comparison(runs: Mapping[str, list[pd.DataFrame]], metrics: Mapping[str, str
         axes.set(xlabel="round" if clock is None else clock.replace("_", " "), ylabel=label)
     _legend(panels[-1], outside=True)
     return figure
+
+
+def in_common(runs: Mapping[str, list[pd.DataFrame]]) -> dict[str, str]:
+    """What ``comparison`` can show of all of these runs: the test loss, and how right the models are; column -> axis label."""
+    tables = [table for group in runs.values() for table in group]
+    metrics = {"loss": "loss", **RIGHTNESS}
+    held = {f"test_{metric}": f"test {label}" for metric, label in metrics.items()}
+    return {column: label for column, label in held.items() if all(column in table and table[column].notna().any() for table in tables)}
 
 
 def _elapsed(tables: list[pd.DataFrame], clock: str) -> pd.Series:

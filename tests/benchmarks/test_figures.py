@@ -53,6 +53,21 @@ def test_curves_draw_each_part_that_was_measured():
     assert (loss.get_ylabel(), accuracy.get_ylabel(), loss.get_xlabel()) == ("loss", "accuracy", "round")
 
 
+def test_curves_show_how_right_a_model_is_by_whatever_its_learner_measures():
+    only_loss, segments = (figures.curves(table(test_loss=[2.0, 1.0], **more)).axes for more in ({}, {"test_miou": [0.1, 0.5]}))
+    assert [axes.get_ylabel() for axes in only_loss] == ["loss"]
+    assert [axes.get_ylabel() for axes in segments] == ["loss", "mIoU"]
+    assert list(segments[1].lines[0].get_ydata()) == [0.1, 0.5]
+
+
+def test_runs_are_compared_by_what_they_have_in_common():
+    one, two = (
+        table(test_loss=[2.0], test_accuracy=[0.5], test_miou=[0.4]),
+        table(test_loss=[2.0], test_miou=[0.1], test_accuracy=[math.nan]),
+    )
+    assert figures.in_common({"a": [one], "b": [two]}) == {"test_loss": "test loss", "test_miou": "test mIoU"}
+
+
 def test_curves_of_one_round_show_a_point(tmp_path):
     figure = figures.curves(table(test_loss=[2.0]))
     assert [line.get_marker() for line in figure.axes[0].lines] == ["o"]
