@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tomli_w
+import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from benchmarks import bench, cli, runs
@@ -231,3 +234,36 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_they_computed(write_suite, start
     assert "Traceback" not in output
     until(lambda: not alive(process.pid))
     assert all(len(rounds(folder)) > 2 and not RunFolder(folder).finished for folder in folders)
+
+
+def test_runs_begin_with_the_weights_of_the_column_that_theirs_is_after(tmp_path):
+    """What fine-tuning has before its first round is what pre-training of the same row and seed ended with."""
+    data = {"name": "scenes", "examples": 8, "test_examples": 4, "size": 16, "classes": 3, "fields": ["image", "label", "depth", "semseg"]}
+    network = {"patch": 8, "width": 16, "depth": 1, "heads": 2, "semantic_classes": 4, "class_embedding": 4}
+    decoders = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+    everything = {"rounds": 1, "data": data, "partition": {"name": "iid", "clients": 2}, "strategy": {"name": "fedavg"}}
+    before = {"name": "before", **everything, "learner": {"name": "multimae", **network, **decoders}}
+    after = {"name": "after", **everything, "rounds": 0, "learner": {"name": "multimae-finetune", "task": "semseg", **network}}
+    for tables in (before, after):
+        (tmp_path / f"{tables['name']}.toml").write_text(tomli_w.dumps(tables))
+    suite = {
+        "name": "chain",
+        "title": "Chain",
+        "seeds": 1,
+        "strategies": {"one": {"label": "One"}, "other": {"label": "Other", "set": {"learner.alpha": 5.0}}},
+        "experiments": {
+            "before": {"experiment": "before.toml", "title": "before"},
+            "after": {"experiment": "after.toml", "title": "after", "after": "before"},
+        },
+        "tables": [],
+    }
+    (tmp_path / "chain.toml").write_text(tomli_w.dumps(suite))
+    results = bench.bench(Suite.load(tmp_path / "chain.toml"), tmp_path / "results", jobs=1)
+    assert results.failures == {}
+    first = {cell.row: load_file(RunFolder(results.folder(cell)).model) for cell in results.suite.cells if cell.column == "before"}
+    then = {cell.row: load_file(RunFolder(results.folder(cell)).model) for cell in results.suite.cells if cell.column == "after"}
+    shared = [name for name in first["one"] if name.startswith(("encoder.", "input_adapters.rgb.proj"))]
+    assert shared
+    for name in shared:
+        assert not torch.equal(first["one"][name], first["other"][name]) or name.endswith("bias"), "rows differ in pre-training"
+        assert all(torch.equal(first[row][name], then[row][name]) for row in first)

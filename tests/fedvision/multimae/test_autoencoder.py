@@ -260,3 +260,14 @@ def test_the_decoder_of_standardized_patches_is_one_of_rgb(autoencoder):
     assert autoencoder.output_adapters[NORM_RGB].name == "rgb"
     without = Autoencoder([RGB], [DEPTH_MAP], Size(32, 1, 4), DecoderSize(16, 1, 4), 16, (2, 2))
     assert list(without.output_adapters) == ["depth"]
+
+
+def test_attention_is_torchs_own_and_computed_nowhere_else(autoencoder, monkeypatch):
+    calls = []
+    computed = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *args, **more: calls.append(1) or computed(*args, **more)
+    )
+    autoencoder(inputs(), some_visible())
+    blocks, decoders, after_cross_attention = 2, 4, 2
+    assert len(calls) == blocks + decoders * (1 + after_cross_attention)
