@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from fedvision.multimae.modalities import Modality
 from fedvision.multimae.positions import by_place, resized, sincos
-from fedvision.multimae.transformer import Block, CrossAttention, LayerNorm
+from fedvision.multimae.transformer import CrossAttention, LayerNorm, block, perceptron
 
 Spans = Mapping[str, slice]
 """Where the tokens of each input modality are among all tokens."""
@@ -56,8 +55,8 @@ class SpatialDecoder(nn.Module):
         self.task_embeddings = nn.ParameterDict({name: torch.zeros(1, 1, width) for name in inputs})
         self.proj_context = nn.Linear(encoded, width)
         self.query_norm, self.context_norm, self.out_norm = LayerNorm(width), LayerNorm(width), LayerNorm(width)
-        self.decoder, self.mlp = CrossAttention(width, heads), Mlp(width, 4 * width)
-        self.decoder_transformer = nn.Sequential(*(Block(width, heads) for _ in range(size.depth)))
+        self.decoder, self.mlp = CrossAttention(width, heads), perceptron(width)
+        self.decoder_transformer = nn.Sequential(*(block(width, heads) for _ in range(size.depth)))
         self.out_proj = nn.Linear(width, self.channels * self.cell**2)
 
     def forward(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedvision.errors import ExperimentError
-from fedvision.multimae.transformer import Block, LayerNorm
+from fedvision.multimae.transformer import LayerNorm, block
 
 PLACES = 4
 """The ConvNeXt head predicts so many places a side of each patch."""
@@ -149,7 +149,7 @@ class SegmenterHead(Head):
         self.reads = tuple(reads)
         self.proj_dec = nn.Linear(width * len(self.reads), embedding)
         self.cls_emb = nn.Parameter(torch.zeros(1, classes, embedding))
-        self.blocks = nn.Sequential(*(Block(embedding, heads) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(block(embedding, heads) for _ in range(depth)))
         self.decoder_norm = LayerNorm(embedding)
         self.patch_proj, self.classes_proj = (nn.Linear(embedding, embedding, bias=False) for _ in range(2))
         self.mask_norm = LayerNorm(classes)

@@ -12,7 +12,7 @@ from fedvision.errors import DataError, ExperimentError
 from fedvision.multimae.adapters import PatchAdapter, input_adapter
 from fedvision.multimae.decoders import DecoderSize, SpatialDecoder
 from fedvision.multimae.modalities import RGB_NAME, Modality
-from fedvision.multimae.transformer import Block
+from fedvision.multimae.transformer import block
 
 NORM_RGB = "norm_rgb"
 """The further decoder whose target is rgb with every patch standardized."""
@@ -68,7 +68,7 @@ class Trunk(nn.Module):
         self.global_tokens = nn.Parameter(torch.zeros(1, global_tokens, size.width))
         self.input_adapters = nn.ModuleDict({m.name: input_adapter(m, patch, size.width, grid) for m in modalities})
         rates = (drop_path * block / max(size.depth - 1, 1) for block in range(size.depth))
-        self.encoder = nn.Sequential(*(Block(size.width, size.heads, drop_path=rate) for rate in rates))
+        self.encoder = nn.Sequential(*(block(size.width, size.heads, drop_path=rate) for rate in rates))
 
     def tokens(self, inputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "b n width"]]:
         """Tokens of each modality that is given, one a patch, row by row.
@@ -87,8 +87,8 @@ class Trunk(nn.Module):
     def tapped(self, tokens: Float[Tensor, "b n width"], blocks: Sequence[int]) -> list[Float[Tensor, "b m width"]]:
         """The tokens after each of some blocks, counted from 0."""
         x, after = self._begun(tokens), {}
-        for number, block in enumerate(self.encoder):
-            x = block(x)
+        for number, layer in enumerate(self.encoder):
+            x = layer(x)
             if number in blocks:
                 after[number] = x
         return [after[number] for number in blocks]

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as geometry
 
 from fedvision.data.examples import IGNORED
 from fedvision.multimae.views import Values
@@ -45,6 +43,8 @@ class Colors:
         """Other images, each changed by itself; in [0, 1], NaN where not known."""
         if self.idle:
             return images
+        from torchvision.transforms import v2
+
         jitter = v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)
         changing = v2.Compose([v2.RandomApply([jitter], p=self.probability), v2.RandomGrayscale(p=self.gray)])
         with global_generators(rng):
@@ -86,9 +86,12 @@ def _zoomed(one: Shaped[Tensor, "*c h w"], window: list[int]) -> Shaped[Tensor, 
         one: picture or map.
         window: rows and columns that it is resized to; row and column of these where what is shown begins.
     """
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as geometry
+
     shown, (height, width, top, left) = one.shape[-2:], window
     picture = one.shape[:-2] == (3,)
-    mode = v2.InterpolationMode.BILINEAR if picture else v2.InterpolationMode.NEAREST_EXACT
+    mode = InterpolationMode.BILINEAR if picture else InterpolationMode.NEAREST_EXACT
     resized = geometry.resize(one.reshape(-1, *shown), [height, width], mode, antialias=True)
     beyond = GRAY if picture else torch.nan if one.is_floating_point() else IGNORED
     padding = [0, 0, max(shown[1] - width, 0), max(shown[0] - height, 0)]

@@ -6,18 +6,30 @@ from typing import TypeVar
 
 import torch
 from jaxtyping import Float
-from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
-class Block(TimmBlock):
-    """A block that normalizes first: attention, then a perceptron with GELU, each added to what it was given."""
+def block(width: int, heads: int, drop_path: float = 0.0) -> nn.Module:
+    """A block that normalizes first: attention, then a perceptron four times as wide with GELU, each added to what it was given.
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
-        super().__init__(width, heads, mlp_ratio, qkv_bias=True, drop_path=drop_path, norm_layer=LayerNorm)  # type: ignore[arg-type]
+    Args:
+        width: a multiple of ``heads``.
+        heads: of the attention.
+        drop_path: rate of stochastic depth.
+    """
+    from timm.models.vision_transformer import Block
+
+    return Block(width, heads, qkv_bias=True, drop_path=drop_path, norm_layer=LayerNorm)  # type: ignore[arg-type]
+
+
+def perceptron(width: int) -> nn.Module:
+    """Two linear layers, four times as wide between them, with GELU."""
+    from timm.layers.mlp import Mlp
+
+    return Mlp(width, 4 * width)
 
 
 class CrossAttention(nn.Module):

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from jaxtyping import Bool, Shaped
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
-from torchvision.transforms.v2 import functional as geometry
 
 from fedvision.data.examples import IGNORED, Examples
 from fedvision.errors import DataError
@@ -16,6 +14,9 @@ from fedvision.multimae.losses import standardized_depth
 from fedvision.multimae.modalities import Modality
 from fedvision.normalization import Normalization
 from fedvision.seeds import global_generators
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Of red, green and blue."""
 
 Values = dict[str, Tensor]
 """By modality: float [n, channels, height, width], NaN where not known, or classes int [n, height, width], ``IGNORED`` there."""
@@ -65,12 +66,17 @@ class Moves:
 
     def _boxes(self, values: Values, rng: torch.Generator) -> list[tuple[int, int, int, int]]:
         """Top, left, height and width of each example's crop."""
+        from torchvision.transforms import RandomResizedCrop
+
         any_of_them = next(iter(values.values()))
         with global_generators(rng):
             return [RandomResizedCrop.get_params(one[None], list(self.scale), list(self.ratio)) for one in any_of_them]  # type: ignore[arg-type]
 
     def _resized(self, values: Tensor, boxes: list[tuple[int, int, int, int]] | None) -> Tensor:
         """Cropped and resized: pictures bicubically, maps to the nearest value."""
+        from torchvision.transforms.v2 import InterpolationMode
+        from torchvision.transforms.v2 import functional as geometry
+
         height, width = values.shape[-2:]
         size = [height, width] if self.resolution is None else [self.resolution] * 2
         if boxes is None and size == [height, width]:
@@ -93,10 +99,9 @@ def as_seen(values: Values, modalities: Mapping[str, Modality]) -> Values:
 
 def image_normalization(channels: int) -> Normalization:
     """ImageNet's; of other than three channels each gets the average."""
-    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    if channels == len(mean):
-        return Normalization(mean, std)
-    return Normalization((sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels)
+    if channels == len(IMAGENET.mean):
+        return IMAGENET
+    return Normalization((fmean(IMAGENET.mean),) * channels, (fmean(IMAGENET.std),) * channels)
 
 
 def _marked(values: Tensor, there: Bool[Tensor, "n"], modality: Modality) -> Tensor:

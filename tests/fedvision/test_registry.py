@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from fedvision import registry
@@ -86,3 +89,10 @@ def test_the_names_that_the_readme_promises_are_there():
     assert {"iid", "dirichlet", "inner-dirichlet", "shards", "pathological", "environment"} <= set(registry.partitions.names())
     assert "classifier" in registry.learners.names()
     assert "in-process" in registry.engines.names()
+
+
+def test_learners_are_known_without_the_libraries_that_take_seconds_to_import():
+    """Every process of a run imports them all, whichever it trains."""
+    code = "import sys; from fedvision.registry import learners; learners.names(); print({'timm', 'torchvision', 'torch._dynamo'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
