@@ -274,9 +274,11 @@ class MultiMAEFineTuning(Multimodal):
     # ---- loss and metrics ----------------------------------------------------------------------------------------
 
     def loss(self, model: Callable[..., Any], batch: Examples, progress: float, rng: torch.Generator) -> Loss:
-        """The task's loss; 0 where the batch has nothing of what is to be predicted."""
+        """The task's loss; where the batch has nothing of what is to be predicted a 0 that depends on no weight, and teaches none."""
+        if TARGET not in batch:
+            return Loss(torch.zeros((), requires_grad=True))
         prediction = model({name: batch.fields[name] for name in self.inputs if name in batch})[self._task.head]
-        return Loss(self._task.loss(prediction, batch.fields[TARGET]) if TARGET in batch else 0 * prediction.sum())
+        return Loss(self._task.loss(prediction, batch.fields[TARGET]))
 
     def evaluate(self, model: nn.Module, batch: Examples) -> Metrics:
         """The task's metrics, on the examples of which something is known of what is to be predicted."""
