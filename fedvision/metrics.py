@@ -1,13 +1,16 @@
 """Metrics: sums over examples, so that they add over batches and machines."""
 
 import math
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ class Metrics:
         if not self.count:
             return other
         sums = {name: self.sums[name] + other.sums[name] for name in self.sums}
-        shares = {name: (total + other.shares[name][0], number + other.shares[name][1]) for name, (total, number) in self.shares.items()}
-        tables = {prefix: table + other.confusions[prefix] for prefix, table in self.confusions.items()}
+        shares = _added(self.shares, other.shares, lambda one, two: (one[0] + two[0], one[1] + two[1]))
+        tables = _added(self.confusions, other.confusions, operator.add)
         return Metrics(self.count + other.count, sums, self.scores + other.scores, self.labels + other.labels, shares, tables)
 
     def result(self) -> dict[str, float]:
@@ -75,6 +78,11 @@ class Metrics:
         for prefix, table in self.confusions.items():
             means |= {f"{prefix}{name}": value for name, value in overlap(table).items()}
         return means | (areas(np.concatenate(self.scores), np.concatenate(self.labels)) if self.scores else {})
+
+
+def _added(one: Mapping[str, Value], other: Mapping[str, Value], add: Callable[[Value, Value], Value]) -> dict[str, Value]:
+    """What both have added up, and what one of them has as it is."""
+    return {**other, **{name: add(value, other[name]) if name in other else value for name, value in one.items()}}
 
 
 def total(parts: Iterable[Metrics]) -> Metrics:

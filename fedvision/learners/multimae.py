@@ -152,16 +152,16 @@ class MultiMAE(Multimodal):
             masking: for the masks: one generator for all examples, or one for each.
         """
         values = as_seen(moves(raw(batch, self._used.values()), moving), self._used)
-        inputs = [self._used[name] for name in self.inputs if name in values]
-        if not inputs:
+        held = torch.tensor([name in values for name in self.inputs])
+        if not held.any():
             fact = f"a batch has none of the modalities {', '.join(self.inputs)}, but the fields {', '.join(batch.fields)}"
             raise DataError(f"{fact}; give every silo one of learner.inputs")
         patches = self._grid(values).numel()
-        counts = dict.fromkeys((modality.name for modality in inputs), patches)
-        parts = present(batch, inputs).tensor_split(len(masking))
-        pairs = zip(parts, masking, strict=True)
+        counts, there = dict.fromkeys(self.inputs, patches), present(batch, [self._used[name] for name in self.inputs])
+        pairs = zip(there.tensor_split(len(masking)), masking, strict=True)
         visible = torch.cat([drawn(counts, part, self._shown(patches), self.alpha, rng, self.subsets) for part, rng in pairs])
-        return Examples({**values, VISIBLE: visible.to(batch.device)})
+        places = held.repeat_interleave(patches).cumsum(0) - 1  # of all patches among those that the batch has
+        return Examples({**values, VISIBLE: places[visible].to(batch.device)})
 
     def _shown(self, patches: int) -> int:
         """How many patches are visible, if each modality has so many."""
@@ -178,15 +178,21 @@ class MultiMAE(Multimodal):
     def loss(self, model: Callable[..., Any], batch: Examples, progress: float, rng: torch.Generator) -> Loss:
         """The sum of the masked losses of all modalities that the batch has; its parts, each by itself.
 
+        Where it has nothing to predict the loss is a 0 that depends on no weight, and teaches none.
+
         Source: arXiv 2204.01678, section 3.4. Tasks are not weighted.
         """
         parts = {name: losses.masked_loss(*term) for name, term in self._terms(model, batch).items()}
+        if not parts:
+            return Loss(torch.zeros((), requires_grad=True))
         return Loss(torch.stack(list(parts.values())).sum(), parts)
 
     def _terms(self, model: Callable[..., Any], batch: Examples) -> dict[str, Term]:
         """By output: the error of each value, and whether it counts: where it is known and its patch is masked."""
         inputs = {name: batch.fields[name] for name in self.inputs if name in batch}
         targets = self._targets(batch)
+        if not targets:
+            return {}
         predictions = model(inputs, batch.fields[VISIBLE], list(targets))
         grid = self._grid(batch.fields)
         spans = {name: slice(i * grid.numel(), (i + 1) * grid.numel()) for i, name in enumerate(inputs)}
@@ -212,10 +218,13 @@ class MultiMAE(Multimodal):
     def evaluate(self, model: nn.Module, batch: Examples) -> Metrics:
         """The loss and its parts, under masks that are always the same for a picture; of each translation its error, and mIoU.
 
-        A part is a mean over the examples that have the modality, the loss the mean over all of the sum of their parts.
+        A part is a mean over the examples that have the modality, the loss the mean over all of the sum of their parts. Of a batch
+        that has nothing to predict nothing is measured.
         """
         seen = self._seen(batch, Moves(resolution=self.resolution), None, [_own_generator(example) for example in batch.image])
         means = {name: losses.masked_means(*term) for name, term in self._terms(model, seen).items()}
+        if not means:
+            return Metrics(0, {})
         shares = {name: (each.sum(), there.sum()) for name, (each, there) in means.items()}
         loss = torch.stack([each for each, _ in means.values()]).double().sum()
         tables: dict[str, Tensor] = {}

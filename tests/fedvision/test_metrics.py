@@ -112,3 +112,12 @@ def test_what_some_examples_lack_is_a_mean_over_the_others():
 
 def test_what_no_example_has_is_not_reported():
     assert partly([1.0], 0).result().keys() == {"loss", "map_miou", "map_macc", "map_aacc"}
+
+
+def test_batches_may_have_different_things():
+    """The second batch has no depth at all, the third nothing else."""
+    plain = Metrics.of_batch({"loss": torch.tensor(2.0)}, 1)
+    depth = Metrics.of_batch({"loss": torch.tensor(4.0)}, 1, shares={"depth": (torch.tensor(3.0), torch.tensor(1))})
+    for parts in ((partly([1.0, 2.0], 2), plain, depth), (depth, partly([1.0, 2.0], 2), plain)):
+        assert total(parts).result()["depth"] == 2.0
+        assert total(parts).result()["map_aacc"] == 0.5

@@ -114,6 +114,26 @@ def test_an_example_that_lacks_a_modality_learns_from_its_others(batch):
     assert torch.equal(learner.loss(model, other, 0.0, generator(0, "loss")).total, found.total)
 
 
+def test_a_silo_without_anything_to_predict_teaches_nothing(batch):
+    learner = small(outputs=("depth",), normalized_rgb=False)
+    model, given = learner.build(SPEC, generator(0, "model")), lacking(batch, depth=[False] * 10)
+    loss = learner.loss(model, learner.train_view(given, generator(0, "view")), 0.0, generator(0, "loss")).total
+    params = [param for param in model.parameters() if param.requires_grad]
+    assert loss == 0 and torch.autograd.grad(loss, params, allow_unused=True) == (None,) * len(params)
+    with torch.inference_mode():
+        assert learner.evaluate(model, given).result() == {}
+
+
+def test_batches_that_lack_different_things_are_evaluated_together(pool):
+    learner = small(translations=(("rgb", "depth"),))
+    model, examples = learner.build(SPEC, generator(0, "model")).eval(), pool.test.decoded()
+    given = lacking(examples, depth=[False] * 6 + [True] * 14)
+    with torch.inference_mode():
+        whole = learner.evaluate(model, given).result()
+        parts = total(learner.evaluate(model, part) for part in given.batches(5)).result()
+    assert whole == pytest.approx(parts, rel=1e-4)
+
+
 def test_a_fully_visible_modality_has_a_loss_of_zero_and_no_nan(batch):
     learner = small(visible=48)
     model = learner.build(SPEC, generator(0, "model"))
