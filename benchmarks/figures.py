@@ -1,7 +1,7 @@
 """Figures of a run and of a comparison."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,12 +205,18 @@ def comparison(runs: Mapping[str, list[pd.DataFrame]], metrics: Mapping[str, str
     return figure
 
 
-def in_common(runs: Mapping[str, list[pd.DataFrame]]) -> dict[str, str]:
-    """What ``comparison`` can show of all of these runs: the test loss, and how right the models are; column -> axis label."""
+def in_common(runs: Mapping[str, list[pd.DataFrame]], further: Sequence[str] = ()) -> dict[str, str]:
+    """What ``comparison`` can show of all of these runs: the test loss, and how right the models are; column -> axis label.
+
+    Args:
+        runs: the tables of rounds of each group.
+        further: columns to show too; there are three panels at most.
+    """
     tables = [table for group in runs.values() for table in group]
-    metrics = {"loss": "loss", **RIGHTNESS}
-    held = {f"test_{metric}": f"test {label}" for metric, label in metrics.items()}
-    return {column: label for column, label in held.items() if all(column in table and table[column].notna().any() for table in tables)}
+    usual = {f"test_{metric}": f"test {label}" for metric, label in {"loss": "loss", **RIGHTNESS}.items()}
+    asked = usual | {column: column.replace("_", " ") for column in further if column not in usual}
+    held = [column for column in asked if all(column in table and table[column].notna().any() for table in tables)]
+    return {column: asked[column] for column in held[:3]}
 
 
 def _elapsed(tables: list[pd.DataFrame], clock: str) -> pd.Series:

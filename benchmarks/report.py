@@ -299,11 +299,12 @@ def _published(block: Block, row: str) -> str:
 def _figures(results: Results, rounds: Rounds) -> Iterator[Path]:
     suite, home = results.suite, results.path / "figures"
     for column in suite.experiments:
-        runs = {suite.strategies[row].label: rounds.of(column, row) for row in suite.strategies}
+        about = [report for report in suite.tables if column in (report.columns or suite.experiments)]
+        runs = {suite.strategies[row].label: rounds.of(column, row) for row in _rows_of(suite, about)}
         runs = {label: some for label, some in runs.items() if some}
         if not runs:
             continue
-        metrics = {"test_loss": "test loss", "test_accuracy": "test accuracy"}
+        metrics = figures.in_common(runs, [report.metric for report in about])
         yield figures.save(figures.comparison(runs, metrics, suite.experiments[column].title), home / f"{column}-curves.png")
         if all(SIMULATED in table for tables in runs.values() for table in tables):
             figure = figures.comparison(runs, metrics, suite.experiments[column].title, clock=SIMULATED)
@@ -315,6 +316,12 @@ def _figures(results: Results, rounds: Rounds) -> Iterator[Path]:
         lines = _swept(suite, sweep, rounds)
         if lines:
             yield figures.save(figures.sweep(lines, sweep), home / f"sweep{number}-{sweep.key.split('.')[-1]}.png")
+
+
+def _rows_of(suite: Suite, tables: list[Report]) -> list[str]:
+    """The rows that some of these tables have, in the suite's order; all if there is no table."""
+    named = {row for report in tables for row in report.rows or suite.strategies}
+    return [row for row in suite.strategies if row in named or not tables]
 
 
 def _environments(runs: dict[str, list[pd.DataFrame]]) -> dict[str, pd.DataFrame]:
