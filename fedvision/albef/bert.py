@@ -87,7 +87,7 @@ class Attend(nn.Module):
             gathered = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=rate)
         else:
             gathered = F.dropout(self.watch(attention(q, k, seen)), rate) @ v
-        return gathered.transpose(1, 2).flatten(2)
+        return gathered.transpose(1, 2).flatten(2)  # type: ignore[no-any-return]
 
 
 def attention(
@@ -175,10 +175,11 @@ class Bert(nn.Module):
         super().__init__()
         self.size = size
         self.embeddings = Embeddings(size)
-        layers = nn.ModuleList([Layer(size, i >= size.fusion) for i in range(size.layers)])
-        self.encoder = nn.ModuleDict({"layer": layers})
+        layers = [Layer(size, i >= size.fusion) for i in range(size.layers)]
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
         for one, other in zip(layers[size.fusion :: 2], layers[size.fusion + 1 :: 2], strict=False) if size.paired else ():
-            other.crossattention.self.key, other.crossattention.self.value = one.crossattention.self.key, one.crossattention.self.value
+            first, second = one.crossattention.self, other.crossattention.self
+            second.key, second.value = first.key, first.value
 
     @property
     def layers(self) -> Sequence[Layer]:

@@ -30,7 +30,7 @@ def shared_out(positive: Bool[Tensor, "b c"]) -> Float[Tensor, "b c"]:
 
 
 def distilled(truth: Float[Tensor, "b c"], taught: Float[Tensor, "b c"], alpha: float) -> Float[Tensor, "b c"]:
-    """y = alpha softmax(s') + (1 - alpha) y': what the labels say, softened by what a teacher finds similar.
+    """What the labels say, y = alpha softmax(s') + (1 - alpha) y', softened by what a teacher finds similar.
 
     Args:
         truth: y', rows sum to 1.

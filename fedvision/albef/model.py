@@ -5,7 +5,7 @@ Names and shapes of weights are those of the published checkpoints; parts whose 
 
 import copy
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -110,6 +110,12 @@ class Contrastive(Followed):
     """
 
     followed = ("visual_encoder", "vision_proj", "text_encoder", "text_proj")
+    visual_encoder: Any
+    visual_encoder_m: Any
+    text_encoder: Any
+    text_encoder_m: Any
+    vision_proj_m: Any
+    text_proj_m: Any
     image_queue: Tensor
     text_queue: Tensor
     queue_ptr: Tensor
