@@ -3,6 +3,7 @@
 Layers normalize last. Names and shapes are those of published checkpoints.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -94,7 +95,7 @@ def attention(
     q: Float[Tensor, "b heads n d"], k: Float[Tensor, "b heads m d"], seen: Bool[Tensor, "b 1 q m"] | None
 ) -> Float[Tensor, "b heads n m"]:
     """softmax(q k^T / sqrt(d)), over where a query may look."""
-    scores = q @ k.mT / q.shape[-1] ** 0.5
+    scores: Tensor = q @ k.mT / math.sqrt(q.shape[-1])
     return (scores if seen is None else scores.masked_fill(~seen, -torch.inf)).softmax(-1)
 
 
