@@ -144,10 +144,11 @@ class Contrastive(Followed):
         super().__init__()
         check_widths(vision, text)
         self.visual_encoder = image_encoder(vision, rng, xavier)
-        self.text_encoder = self._text_encoder(text)
+        with global_generators(rng):
+            self.text_encoder = self._text_encoder(text)
+            self.vision_proj, self.text_proj = nn.Linear(vision.width, features), nn.Linear(text.width, features)
+            self.itm_head = nn.Linear(text.width, 2)
         initialized(self.text_encoder, rng, deviation)
-        self.vision_proj, self.text_proj = (_linear(width, features, rng) for width in (vision.width, text.width))
-        self.itm_head = _linear(text.width, 2, rng)
         self.temp = nn.Parameter(torch.tensor(temperature))
         for name in ("image_queue", "text_queue"):
             self.register_buffer(name, F.normalize(torch.randn(features, queue, generator=rng), dim=0))
@@ -213,12 +214,6 @@ class Contrastive(Followed):
         words, looks = torch.cat([every, texts, strangers]), torch.cat([every, others, images])
         fused = self.reader(self.text_encoder).fuse(seen.texts[words], mask[words], [seen.images[looks]])
         return self.itm_head(fused[:, 0])  # type: ignore[no-any-return]
-
-
-def _linear(inputs: int, outputs: int, rng: torch.Generator) -> nn.Linear:
-    """A linear layer as torch begins it."""
-    with global_generators(rng):
-        return nn.Linear(inputs, outputs)
 
 
 def _unit(projection: nn.Module, tokens: Float[Tensor, "b n width"]) -> Float[Tensor, "b features"]:
