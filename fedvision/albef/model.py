@@ -169,7 +169,15 @@ class Contrastive(Followed):
     def encoded(self, images: Float[Tensor, "b c h w"], ids: Int[Tensor, "b n"], mask: Mask) -> Features:
         """What the encoders say."""
         tokens, words = self.visual_encoder(images), self.reader(self.text_encoder).read(ids, mask)
-        return Features(tokens, words, _unit(self.vision_proj, tokens), _unit(self.text_proj, words))
+        return Features(tokens, words, self.image_feature(tokens), self.text_feature(words))
+
+    def image_feature(self, tokens: Float[Tensor, "b tokens width"]) -> Float[Tensor, "b features"]:
+        """What images are compared by."""
+        return _unit(self.vision_proj, tokens)
+
+    def text_feature(self, words: Float[Tensor, "b n width"]) -> Float[Tensor, "b features"]:
+        """What texts are compared by."""
+        return _unit(self.text_proj, words)
 
     @torch.no_grad()
     def encoded_slowly(self, images: Float[Tensor, "b c h w"], ids: Int[Tensor, "b n"], mask: Mask) -> Features:
