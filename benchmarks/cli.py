@@ -214,6 +214,27 @@ def data(
             console.print(f"picture: {figures.save(figure, place)}", soft_wrap=True)
 
 
+@app.command()
+def vocabulary(
+    experiment: ExperimentArgument,
+    size: Annotated[int, typer.Option(min=1, help="Tokens at most.")],
+    out: Annotated[Path, typer.Option(help="The file to write: one token a line, as BERT's vocab.txt, or a list if it ends in .json.")],
+    overrides: SetOption = None,
+    least: Annotated[int, typer.Option(min=1, help="A silo reports only words that occur in so many of its examples.")] = 5,
+    silos: Annotated[int, typer.Option(min=1, help="Only words that so many silos report are used.")] = 2,
+) -> None:
+    """Make a vocabulary of the words that are frequent in the silos' training texts; rare ones never leave a silo."""
+    from benchmarks import vocabulary
+    from fedvision.experiment import Experiment, parse_overrides
+
+    resolved = Experiment.load(experiment, parse_overrides(overrides or []))
+    made = vocabulary.write(resolved.load_data(), size, least, silos, out)
+    fact = f"{len(made.tokens)} tokens from {len(made.counts)} words that at least {silos} of the silos report"
+    console.print(f"{fact}: {out}", soft_wrap=True, highlight=False)
+    if made.cut:
+        console.print(f"{made.cut} of these words are cut into pieces; a larger --size has more of them whole", soft_wrap=True)
+
+
 @app.command("pseudo-labels")
 def pseudo_labels(
     folder: Annotated[Path, typer.Argument(help="Its pictures are in rgb/, or in train/rgb/ and test/rgb/.")],

@@ -14,7 +14,7 @@ BATCH = 1024
 
 def evaluate(learner: Learner, model: nn.Module, examples: Examples) -> dict[str, float]:
     """The learner's metrics over ``examples``, without gradients and in evaluation mode; empty for no examples."""
-    return _measured(learner, model, examples).result()
+    return _measured(learner, model, examples).result() | _overall(learner, model, examples)
 
 
 def evaluate_by_environment(learner: Learner, model: nn.Module, examples: Examples) -> dict[str, float]:
@@ -24,10 +24,15 @@ def evaluate_by_environment(learner: Learner, model: nn.Module, examples: Exampl
     held = examples.fields[ENVIRONMENT]
     parts = {int(e): _measured(learner, model, examples[(held == e).nonzero()[:, 0]]) for e in held.unique()}
     accuracies = {f"environment{e}_accuracy": part.sums["accuracy"] / part.count for e, part in parts.items() if "accuracy" in part.sums}
-    return total(parts.values()).result() | accuracies
+    return total(parts.values()).result() | _overall(learner, model, examples) | accuracies
 
 
 def _measured(learner: Learner, model: nn.Module, examples: Examples) -> Metrics:
     model.eval()
     with torch.inference_mode():
         return total(learner.evaluate(model, batch.decoded()) for batch in examples.batches(BATCH))
+
+
+def _overall(learner: Learner, model: nn.Module, examples: Examples) -> dict[str, float]:
+    with torch.inference_mode():
+        return dict(learner.overall(model.eval(), examples)) if len(examples) else {}

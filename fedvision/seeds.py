@@ -8,6 +8,7 @@ False
 
 import hashlib
 import random
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,6 +30,11 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 def numpy_generator(seed: int, *purpose: str | int) -> np.random.Generator:
     """A NumPy generator for one purpose."""
     return np.random.default_rng(derive(seed, *purpose))
+
+
+def own_generator(values: torch.Tensor) -> torch.Generator:
+    """A generator that depends on these values alone, for evaluating an example alike whatever batch it is in."""
+    return generator(0, "evaluation", zlib.crc32(values.cpu().contiguous().numpy().data))
 
 
 @contextmanager

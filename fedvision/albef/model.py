@@ -137,10 +137,11 @@ class Contrastive(Followed):
                 f"the text network looks at tokens of width {text.context}, the images' have {vision.width}; make them equal"
             )
         self.visual_encoder = image_encoder(vision, rng, xavier)
-        self.text_encoder = self._text_encoder(text)
+        with global_generators(rng):
+            self.text_encoder = self._text_encoder(text)
+            self.vision_proj, self.text_proj = nn.Linear(vision.width, features), nn.Linear(text.width, features)
+            self.itm_head = nn.Linear(text.width, 2)
         initialized(self.text_encoder, rng, deviation)
-        self.vision_proj, self.text_proj = (_linear(width, features, rng) for width in (vision.width, text.width))
-        self.itm_head = _linear(text.width, 2, rng)
         self.temp = nn.Parameter(torch.tensor(temperature))
         for name in ("image_queue", "text_queue"):
             self.register_buffer(name, F.normalize(torch.randn(features, queue, generator=rng), dim=0))
@@ -161,7 +162,15 @@ class Contrastive(Followed):
     def encoded(self, images: Float[Tensor, "b c h w"], ids: Int[Tensor, "b n"], mask: Mask) -> Features:
         """What the encoders say."""
         tokens, words = self.visual_encoder(images), self.reader(self.text_encoder).read(ids, mask)
-        return Features(tokens, words, _unit(self.vision_proj, tokens), _unit(self.text_proj, words))
+        return Features(tokens, words, self.image_feature(tokens), self.text_feature(words))
+
+    def image_feature(self, tokens: Float[Tensor, "b tokens width"]) -> Float[Tensor, "b features"]:
+        """What images are compared by."""
+        return _unit(self.vision_proj, tokens)
+
+    def text_feature(self, words: Float[Tensor, "b n width"]) -> Float[Tensor, "b features"]:
+        """What texts are compared by."""
+        return _unit(self.text_proj, words)
 
     @torch.no_grad()
     def encoded_slowly(self, images: Float[Tensor, "b c h w"], ids: Int[Tensor, "b n"], mask: Mask) -> Features:
@@ -206,12 +215,6 @@ class Contrastive(Followed):
         words, looks = torch.cat([every, texts, strangers]), torch.cat([every, others, images])
         fused = self.reader(self.text_encoder).fuse(seen.texts[words], mask[words], [seen.images[looks]])
         return self.itm_head(fused[:, 0])  # type: ignore[no-any-return]
-
-
-def _linear(inputs: int, outputs: int, rng: torch.Generator) -> nn.Linear:
-    """A linear layer as torch begins it."""
-    with global_generators(rng):
-        return nn.Linear(inputs, outputs)
 
 
 def _unit(projection: nn.Module, tokens: Float[Tensor, "b n width"]) -> Float[Tensor, "b features"]:

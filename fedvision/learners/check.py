@@ -210,6 +210,21 @@ def metrics_add(case: Case) -> None:
     assert _same(before, model.state_dict()), f"{case.name}.evaluate changes the model"
 
 
+def what_is_measured_over_all_are_numbers(case: Case) -> None:
+    """What does not add is a number, under a name that ``evaluate`` has not; measuring it repeats and changes nothing."""
+    model = case.model().eval()
+    before, fields_before = _copied(model.state_dict()), _copied(dict(case.examples.fields))
+    with torch.inference_mode(), _untouched(f"{case.name}.overall"):
+        found, again = (dict(case.learner.overall(model, case.examples)) for _ in range(2))
+        added = case.learner.evaluate(model, case.examples).result()
+    odd = [name for name, value in found.items() if not isinstance(value, float | int) or not np.isfinite(value)]
+    assert not odd, f"{case.name}.overall measures {odd}, which are no finite numbers"
+    assert found == again, f"{case.name}.overall is {found}, then {again} for the same model and examples"
+    assert not found.keys() & added.keys(), f"{case.name}.overall and evaluate both measure {sorted(found.keys() & added.keys())}"
+    assert _same(before, model.state_dict()), f"{case.name}.overall changes the model"
+    assert _same(fields_before, dict(case.examples.fields)), f"{case.name}.overall changes the examples in place"
+
+
 def one_example_is_enough(case: Case) -> None:
     """A batch of one works: the last batch of a client may hold no more. (BatchNorm cannot train on it.)"""
     model, one = case.model(), case.examples[:1]
@@ -296,6 +311,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     the_loss_takes_anything_called_like_the_model,
     the_loss_is_a_mean_if_declared,
     metrics_add,
+    what_is_measured_over_all_are_numbers,
     one_example_is_enough,
     groups_are_of_parameters,
     a_silo_goes_on_where_it_stopped,

@@ -103,6 +103,17 @@ class Learner(ABC):
     def evaluate(self, model: nn.Module, batch: Examples) -> Metrics:
         """The metrics on a batch, which add up over batches; called without gradients, in evaluation mode."""
 
+    def overall(self, model: nn.Module, examples: Examples) -> Mapping[str, float]:
+        """What is measured over all examples together and does not add, as ranks among them; by default nothing.
+
+        Called as ``evaluate`` is, once, beside it.
+
+        Args:
+            model: from ``build``.
+            examples: all of them, as they are stored: ``batches`` and ``decoded`` give what ``evaluate`` is given.
+        """
+        return {}
+
     # ---- what some say too: batches --------------------------------------------------------------------------------
 
     def train_view(self, batch: Examples, rng: torch.Generator) -> Examples:

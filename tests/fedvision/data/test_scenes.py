@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedvision.data.examples import TEXTS
 from fedvision.data.federated import FederatedData
 from fedvision.data.partitions import environment as by_environment
 from fedvision.data.pool import deal
@@ -21,6 +22,7 @@ from fedvision.data.texts import decode_texts
 from fedvision.errors import DataError, ExperimentError
 from fedvision.registry import datasets, partitions
 from fedvision.settings import resolve
+from fedvision.wordpiece import SPECIAL, WordPiece, cleaned_caption, words_of
 
 SOME = {"examples": 60, "test_examples": 20}
 CROWDED = SOME | {"objects": (2, 4), "fields": FIELDS}
@@ -520,3 +522,16 @@ def test_domains_speak_in_dialects_and_still_tell_the_truth():
         assert sum(mark <= words for words in own) == 1
     for told, things in spoken(**shifted):
         assert all(any(fits(said, thing) for thing in things) for text in told for said in named(text))
+
+
+def test_every_word_of_every_text_is_one_token_of_the_bundled_vocabulary():
+    pieces, said = WordPiece.of_file("scenes"), set()
+    for strength in (0.0, 1.0):
+        settings = {"examples": 600, "domains": 4, "shift": ("wording",), "shift_strength": strength, "wordings": len(WORDINGS)}
+        train = made(**CROWDED | settings).train
+        for field in (field for field in TEXTS if field in train):
+            said |= {text for texts in decode_texts(train.fields[field].flatten(1, -2)) for text in texts}
+    words = {word for text in said for kind in (text, cleaned_caption(text)) for word in words_of(kind)}
+    assert len(words) > 80 and words <= set(pieces.words)
+    whole = {word for word in pieces.words if len(word.removeprefix("##")) > 1} - set(SPECIAL)
+    assert whole <= words  # and it has no others
