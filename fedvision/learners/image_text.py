@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from fedvision.albef.model import COPY, Contrastive, Followed
 from fedvision.albef.ranking import recalls, shortlisted
 from fedvision.albef.views import Views
 from fedvision.albef.vision import VisionSize
+from fedvision.albef.weights import initialized_from, initialized_from_text, initialized_from_vision
 from fedvision.data.examples import CAPTION, Examples
 from fedvision.data.federated import Spec
 from fedvision.data.texts import decode_texts
@@ -27,6 +28,9 @@ IDS, WORDS = "ids", "words"
 
 BATCH = 256
 """Pictures, and texts, that are looked at together where all are compared."""
+
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,20 @@ class ImageText(Learner):
         if self.longest > size.positions:
             raise ExperimentError(f"learner.longest = {self.longest}: the text network has {size.positions} positions; choose fewer tokens")
         return size
+
+    def begun(self, model: Network) -> Network:
+        """The network with the weights of the files that the settings name, those of ALBEF last.
+
+        Raises:
+            ExperimentError: a file that cannot be read, or that does not fit.
+        """
+        if self.vision_checkpoint is not None:
+            initialized_from_vision(model, self.vision_checkpoint)
+        if self.text_checkpoint is not None:
+            initialized_from_text(model, self.text_checkpoint)
+        if self.checkpoint is not None:
+            initialized_from(model, self.checkpoint)
+        return model
 
     def alpha_at(self, progress: float) -> float:
         """The weight of what the copies teach."""
