@@ -75,7 +75,9 @@ class ALBEF(Aligned):
         """
         vision, text = self.vision_size(spec), self.text_size()
         features, queue = self.features or self.size.features, self.queue or self.size.queue
-        return Pretraining(vision, text, features, queue, rng, self.temperature, self.deviation, self.xavier)
+        model = Pretraining(vision, text, features, queue, rng, self.temperature, self.deviation, self.xavier)
+        self.load_checkpoints(model)
+        return model
 
     # ---- batches -------------------------------------------------------------------------------------------------
 

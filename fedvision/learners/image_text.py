@@ -14,6 +14,7 @@ from fedvision.albef.model import Contrastive, Followed
 from fedvision.albef.ranking import recalls, shortlisted
 from fedvision.albef.views import Views
 from fedvision.albef.vision import VisionSize
+from fedvision.albef.weights import initialized_from, initialized_from_text, initialized_from_vision
 from fedvision.data.examples import CAPTION, Examples
 from fedvision.data.federated import Spec
 from fedvision.data.texts import decode_texts
@@ -157,6 +158,17 @@ class ImageText(Learner):
     def alpha_at(self, progress: float) -> float:
         """The weight of what the copies teach."""
         return self.alpha if progress >= self.ramp else self.alpha * progress / self.ramp
+
+    def load_checkpoints(self, model: nn.Module) -> None:
+        """Give a network the weights of the files that the settings name, those of encoders first.
+
+        Raises:
+            ExperimentError: a file that cannot be read, or does not fit.
+        """
+        files = ((initialized_from_vision, self.vision_checkpoint), (initialized_from_text, self.text_checkpoint))
+        for take, path in (*files, (initialized_from, self.checkpoint)):
+            if path is not None:
+                take(model, path)
 
     # ---- words -----------------------------------------------------------------------------------------------------
 
