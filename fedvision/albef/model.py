@@ -53,6 +53,16 @@ class Followed(nn.Module):
             ema.follow(getattr(self, f"{name}_m"), getattr(self, name), decay)
 
 
+def check_widths(vision: VisionSize, text: TextSize) -> None:
+    """Refuse a text network that looks at tokens of another width than the images' are.
+
+    Raises:
+        ExperimentError: such sizes.
+    """
+    if text.context != vision.width:
+        raise ExperimentError(f"the text network looks at tokens of width {text.context}, the images' have {vision.width}; make them equal")
+
+
 class Features(NamedTuple):
     """What the two encoders say of a batch: all tokens, and a vector of length 1 for each image and each text."""
 
@@ -132,10 +142,7 @@ class Contrastive(Followed):
         xavier: bool = False,
     ) -> None:
         super().__init__()
-        if text.context != vision.width:
-            raise ExperimentError(
-                f"the text network looks at tokens of width {text.context}, the images' have {vision.width}; make them equal"
-            )
+        check_widths(vision, text)
         self.visual_encoder = image_encoder(vision, rng, xavier)
         with global_generators(rng):
             self.text_encoder = self._text_encoder(text)
