@@ -76,7 +76,7 @@ def captions(
         raise DataError(
             f"{folder / annotations} leaves {len(train)} pictures to train and {len(test)} to test on; set data.test_fraction, e.g. 0.2"
         )
-    return Pool(*(_with_captions(part, size, fit, wordings) for part in (train, test)), classes=0)
+    return Pool(_with_captions(train, size, fit, wordings), _with_captions(test, size, fit, wordings), classes=0)
 
 
 def captioned(file: Path, images: Path) -> list[Captioned]:
