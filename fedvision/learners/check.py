@@ -361,5 +361,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def _look_alike(one: Gallery | None, other: Gallery | None) -> bool:
     if one is None or other is None or len(one.rows) != len(other.rows) or len(one.columns) != len(other.columns):
         return False
+    if [list(row) for row in one.notes] != [list(row) for row in other.notes]:
+        return False
     pairs = zip(chain(*one.pictures), chain(*other.pictures), strict=True)
     return all((a is None) == (b is None) and (a is None or np.array_equal(a, b)) for a, b in pairs)  # type: ignore[arg-type]
