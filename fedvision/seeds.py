@@ -46,7 +46,7 @@ def global_generators(rng: torch.Generator) -> Iterator[None]:
     """
     generators = [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]
     states = [lent.get_state() for lent in generators]
-    seed = int(torch.randint(2**62, (), generator=rng))
+    seed = int(torch.randint(2**62, (), generator=rng, device="cpu"))
     try:
         for lent in generators:
             lent.manual_seed(seed)

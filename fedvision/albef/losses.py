@@ -149,18 +149,33 @@ def replaced_words(
 def word_loss(
     logits: Float[Tensor, "words vocabulary"], targets: Int[Tensor, "words"], taught: Float[Tensor, "words vocabulary"] | None, alpha: float
 ) -> Float[Tensor, ""]:
-    """(1 - alpha) mean cross-entropy + alpha mean soft cross-entropy with a teacher's prediction; 0 without any word.
+    """``class_loss`` of the words that are to be predicted; 0 without any.
 
     Args:
-        logits: of the words that are to be predicted.
+        logits: of these words.
         targets: what they were.
         taught: the teacher's logits; None: labels alone.
         alpha: weight of the teacher, in [0, 1].
 
     Source: equations 3 and 7.
     """
-    if not len(targets):
-        return logits.sum()
+    return class_loss(logits, targets, taught, alpha) if len(targets) else logits.sum()
+
+
+# ---- one of several classes -----------------------------------------------------------------------------------------
+
+
+def class_loss(
+    logits: Float[Tensor, "n c"], targets: Int[Tensor, "n"], taught: Float[Tensor, "n c"] | None, alpha: float
+) -> Float[Tensor, ""]:
+    """(1 - alpha) mean cross-entropy + alpha mean soft cross-entropy with a teacher's prediction.
+
+    Args:
+        logits: of the classes.
+        targets: the true ones.
+        taught: the teacher's logits; None: labels alone.
+        alpha: weight of the teacher, in [0, 1].
+    """
     hard = F.cross_entropy(logits, targets)
     return hard if taught is None else (1 - alpha) * hard + alpha * soft_cross_entropy(logits, taught)
 

@@ -22,6 +22,9 @@ from fedvision.seeds import global_generators
 TEMPERATURES = (0.001, 0.5)
 """The least and the most that pre-training allows."""
 
+COPY = "_m"
+"""What the names of slowly moving copies end with."""
+
 Choose = Callable[[Tensor | None, Tensor | None], tuple[Negatives, Negatives]]
 """From the similarities of a batch, images to texts and texts to images [b, b], divided by the temperature (None if they are not
 compared): for texts an image each that does not match, and for images a text each."""
@@ -39,18 +42,28 @@ class Followed(nn.Module):
     def copied(self) -> None:
         """Make the copies; they are not trained."""
         for name in self.followed:
-            setattr(self, f"{name}_m", copy.deepcopy(getattr(self, name)).requires_grad_(False))
+            setattr(self, f"{name}{COPY}", copy.deepcopy(getattr(self, name)).requires_grad_(False))
 
     @property
     def has_copies(self) -> bool:
         """Whether there are copies."""
-        return hasattr(self, f"{self.followed[0]}_m")
+        return hasattr(self, f"{self.followed[0]}{COPY}")
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
         """Move the copies' weights: ``copy <- decay copy + (1 - decay) part``; 0: put them where the parts are."""
         for name in self.followed:
-            ema.follow(getattr(self, f"{name}_m"), getattr(self, name), decay)
+            ema.follow(getattr(self, f"{name}{COPY}"), getattr(self, name), decay)
+
+
+def check_widths(vision: VisionSize, text: TextSize) -> None:
+    """Refuse a text network that looks at tokens of another width than the images' are.
+
+    Raises:
+        ExperimentError: such sizes.
+    """
+    if text.context != vision.width:
+        raise ExperimentError(f"the text network looks at tokens of width {text.context}, the images' have {vision.width}; make them equal")
 
 
 class Features(NamedTuple):
@@ -132,10 +145,7 @@ class Contrastive(Followed):
         xavier: bool = False,
     ) -> None:
         super().__init__()
-        if text.context != vision.width:
-            raise ExperimentError(
-                f"the text network looks at tokens of width {text.context}, the images' have {vision.width}; make them equal"
-            )
+        check_widths(vision, text)
         self.visual_encoder = image_encoder(vision, rng, xavier)
         with global_generators(rng):
             self.text_encoder = self._text_encoder(text)
@@ -162,7 +172,15 @@ class Contrastive(Followed):
     def encoded(self, images: Float[Tensor, "b c h w"], ids: Int[Tensor, "b n"], mask: Mask) -> Features:
         """What the encoders say."""
         tokens, words = self.visual_encoder(images), self.reader(self.text_encoder).read(ids, mask)
-        return Features(tokens, words, _unit(self.vision_proj, tokens), _unit(self.text_proj, words))
+        return Features(tokens, words, self.image_feature(tokens), self.text_feature(words))
+
+    def image_feature(self, tokens: Float[Tensor, "b tokens width"]) -> Float[Tensor, "b features"]:
+        """What images are compared by."""
+        return _unit(self.vision_proj, tokens)
+
+    def text_feature(self, words: Float[Tensor, "b n width"]) -> Float[Tensor, "b features"]:
+        """What texts are compared by."""
+        return _unit(self.text_proj, words)
 
     @torch.no_grad()
     def encoded_slowly(self, images: Float[Tensor, "b c h w"], ids: Int[Tensor, "b n"], mask: Mask) -> Features:

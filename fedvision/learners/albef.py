@@ -25,13 +25,13 @@ from fedvision.albef.views import image_normalization
 from fedvision.data.examples import CAPTION, IMAGE, Examples
 from fedvision.data.federated import Spec
 from fedvision.gallery import Gallery
-from fedvision.learners.image_text import IDS, WORDS, ImageText, drawn_texts, first_texts, texts_of
-from fedvision.learners.learner import Holding, Loss
+from fedvision.learners.image_text import BATCH, IDS, WORDS, Aligned, drawn_texts, texts_of
+from fedvision.learners.learner import Loss
 from fedvision.metrics import Metrics
 from fedvision.registry import learners
 from fedvision.seeds import global_generators, own_generator
-from fedvision.settings import Count, Fraction, Natural, Positive
-from fedvision.wordpiece import Tokens, cleaned_caption
+from fedvision.settings import Fraction
+from fedvision.wordpiece import cleaned_caption
 
 MASKED, TARGETS = "masked_ids", "targets"
 """The fields of a batch that hold its masked texts and what was masked of them, int64 [n, length]."""
@@ -39,32 +39,24 @@ MASKED, TARGETS = "masked_ids", "targets"
 TAUGHT = ("taught_image", "taught_text", "taught_words")
 """Those that hold what the copies say of it (``Taught``)."""
 
-BATCH = 256
-"""Pictures that are looked at together where all are compared."""
-
 Taughts = Literal["itc", "mlm"]
 
 
 @learners("albef")
 @dataclass(frozen=True, kw_only=True)
-class ALBEF(ImageText):
+class ALBEF(Aligned):
     """Pre-training on pictures and captions: align features, match pairs, predict masked words, with slowly moving teachers.
 
     A caption of several is drawn anew each time; it is cleaned, and an empty one is the token [CLS] alone, which has no word to
     predict. Of a batch of one picture no pair is left that does not match, and nothing is matched.
 
     Attributes:
-        features: numbers of the vectors that are compared; the size's if not given.
-        queue: of such vectors that each silo remembers of its last pictures, and as many of texts; the oldest give way, whatever the
-            batch's size.
-        temperature: that similarities are divided by, to begin with; it is learned.
         mask_probability: that a word is to be predicted.
         contrastive: whether features are compared.
         hard_negatives: whether pairs that do not match are drawn by how similar they look, or all as likely.
         distilled: which losses the copies teach: ``itc``, ``mlm``.
         probes: words, such as colors, that one must see to know: evaluation masks them and tells how often they are predicted, looking
             at their picture and at another one.
-        reranked: how many candidates of each picture and each text evaluation ranks anew by whether they match; 0: none.
 
     Source: arXiv 2107.07651, section 3 and appendix; the defaults are the paper's, whose ``networks`` are ``base``. The other half
         of the recipe belongs to the strategy: AdamW with rate 1e-4 and weight decay 0.02, schedule ``staircase-cosine``.
@@ -73,16 +65,11 @@ class ALBEF(ImageText):
     """
 
     shown = 64
-    needed = (CAPTION,)
-    features: Count | None = None
-    queue: Count | None = None
-    temperature: Positive = 0.07
     mask_probability: Fraction = 0.15
     contrastive: bool = True
     hard_negatives: bool = True
     distilled: tuple[Taughts, ...] = ("itc", "mlm")
     probes: tuple[str, ...] = ()
-    reranked: Natural = 0
 
     def build(self, spec: Spec, rng: torch.Generator) -> Pretraining:
         """The networks, their copies and the queues.
@@ -92,7 +79,7 @@ class ALBEF(ImageText):
         """
         vision, text = self.vision_size(spec), self.text_size()
         features, queue = self.features or self.size.features, self.queue or self.size.queue
-        return Pretraining(vision, text, features, queue, rng, self.temperature, self.deviation, self.xavier)
+        return self.begun(Pretraining(vision, text, features, queue, rng, self.temperature, self.deviation, self.xavier))
 
     # ---- batches -------------------------------------------------------------------------------------------------
 
@@ -167,10 +154,6 @@ class ALBEF(ImageText):
         model.keep_temperature()
         model.follow(self.momentum)
 
-    def holding(self, name: str) -> Holding:
-        """Queues stay: they hold features of the silo's own examples, and an average of them means nothing."""
-        return "private" if "queue" in name else super().holding(name)
-
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def evaluate(self, model: nn.Module, batch: Examples) -> Metrics:
@@ -179,17 +162,12 @@ class ALBEF(ImageText):
         The masks are a picture's own, whatever batch it is in; ``loss`` is the mean over pictures of the sum over their words.
         """
         assert isinstance(model, Pretraining)
-        ids, mask = self._first_tokens(batch)
+        ids, mask = self.first_tokens(batch)
         masked = self._own_masks(batch.image, ids, mask)
         logits, targets = _predicted(model, self.views(batch.image), masked, mask)
         costs, right = F.cross_entropy(logits, targets, reduction="none").sum(), (logits.argmax(1) == targets).sum()
         words = torch.tensor(len(targets))
         return Metrics.of_batch({"loss": costs}, len(batch), shares={"word_loss": (costs, words), "word_accuracy": (right, words)})
-
-    def _first_tokens(self, batch: Examples) -> Tokens:
-        """The first caption of each picture."""
-        texts = first_texts(texts_of(batch, CAPTION))
-        return Tokens(*(values.to(batch.device) for values in self.tokens([cleaned_caption(text) for text in texts])))
 
     def _own_masks(self, images: Tensor, ids: Tensor, mask: Tensor) -> MaskedWords:
         """Masks that depend on each picture alone, not on how long the texts beside its own are."""
@@ -201,9 +179,9 @@ class ALBEF(ImageText):
         return MaskedWords(changed, targets)
 
     def overall(self, model: nn.Module, examples: Examples) -> Mapping[str, float]:
-        """How often the probes are predicted, looking at their picture (``probe_accuracy``) and at that of another (``blind_accuracy``)."""
+        """``found``; and how often probes are predicted, looking at their picture (``probe_accuracy``), at another (``blind_accuracy``)."""
         assert isinstance(model, Pretraining)
-        return self._probed(model, examples) if self.probes else {}
+        return {**(self.found(model, examples) if self.contrastive or self.reranked else {}), **self._probed(model, examples)}
 
     def _probed(self, model: Pretraining, examples: Examples) -> dict[str, float]:
         """See ``overall``; the other picture is that of half the examples further on."""
@@ -211,7 +189,7 @@ class ALBEF(ImageText):
         right, blind, words = 0, 0, 0
         elsewhere = torch.arange(len(examples)).roll(len(examples) // 2)
         for here, there in zip(examples.batches(BATCH), examples[elsewhere].batches(BATCH), strict=True):
-            ids, mask = self._first_tokens(here)
+            ids, mask = self.first_tokens(here)
             probed = torch.isin(ids, numbers.to(ids.device))
             masked = MaskedWords(torch.where(probed, self.pieces.mask, ids), torch.where(probed, ids, UNSELECTED))
             for images, seen in ((here.decoded().image, True), (there.decoded().image, False)):
@@ -224,7 +202,7 @@ class ALBEF(ImageText):
     def pictures(self, model: nn.Module, examples: Examples) -> Mapping[str, Gallery]:
         """Where words look, what masked words are taken for, and which captions and pictures are most alike."""
         assert isinstance(model, Pretraining)
-        images, (ids, mask) = self.views(examples.image), self._first_tokens(examples)
+        images, (ids, mask) = self.views(examples.image), self.first_tokens(examples)
         pictures = [painted(image) for image in image_normalization(images.shape[1]).undone(images)]
         return galleries(Subject(model, self.pieces, pictures, images, ids, mask), self._probed_tokens, self.contrastive)
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from benchmarks.display import first_texts
 from benchmarks.vocabulary import counted, vocabulary, write
 from fedvision.data.examples import Examples
 from fedvision.data.federated import FederatedData, Silos
@@ -113,3 +114,18 @@ def test_the_command_makes_one_of_an_experiment(fedvision, tmp_path, monkeypatch
     assert (
         "has no texts" in fedvision("vocabulary", "words.toml", "--set", 'data.fields=["image", "label"]', "--size", "60", "--out", "x").err
     )
+
+
+def test_the_card_of_data_with_texts_shows_the_first_of_them(fedvision, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.toml").write_text(SCENES)
+    ended = fedvision("data", "words.toml", "--set", 'data.fields=["image", "label", "caption", "question", "answer"]')
+    lines = {line.split(": ")[0]: line.split(": ", 1)[1].split(" | ") for line in ended.out.splitlines() if " | " in line}
+    assert len(lines["caption"]) == 5 and len(lines["question"]) == len(lines["answer"]) == 4
+    assert all(question.endswith("?") for question in lines["question"])
+
+
+def test_examples_that_lack_texts_show_none():
+    lacking = silo([""], ["a ring"], ["b"], has_caption=torch.tensor([False, True, True]))
+    assert first_texts(lacking) == {"caption": ["a ring"]}
+    assert first_texts(silo([""], [""], has_caption=torch.tensor([False, False]))) == {}

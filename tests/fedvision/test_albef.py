@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fedvision.albef.losses import UNSELECTED
 from fedvision.data.examples import CAPTION, IMAGE, LABEL, Examples
@@ -9,7 +10,7 @@ from fedvision.errors import DataError, ExperimentError
 from fedvision.holdings import Holdings
 from fedvision.learners.albef import ALBEF, MASKED, TARGETS
 from fedvision.learners.check import check_learner
-from fedvision.learners.image_text import IDS, WORDS, drawn_texts
+from fedvision.learners.image_text import IDS, WORDS, all_texts, drawn_texts
 from fedvision.seeds import generator
 from fedvision.silo import Silo
 
@@ -159,3 +160,29 @@ def test_what_does_not_fit_is_refused_with_a_remedy(tmp_path):
         build(learner(vocabulary=str(tmp_path / "vocab.txt")))
     with pytest.raises(DataError, match="no 'caption'"):
         learner().train_view(Examples({IMAGE: torch.rand(2, 3, 32, 32)}), generator(0, "view"))
+
+
+def test_weights_of_another_run_are_where_it_begins(tmp_path):
+    own = learner()
+    model = own.build(SPEC, generator(1, "another"))
+    save_file({name: tensor.contiguous() for name, tensor in Holdings.of(own, model).shared.items()}, tmp_path / "model.safetensors")
+    begun = learner(checkpoint=str(tmp_path / "model.safetensors")).build(SPEC, generator(0, "model"))
+    state = model.state_dict()
+    for name, tensor in begun.state_dict().items():
+        if name in Holdings.of(own, model).shared:
+            assert torch.equal(tensor, state[name]), name
+    assert torch.equal(begun.vision_proj_m.weight, model.vision_proj.weight)
+
+
+def test_pictures_and_captions_find_each_other_if_their_features_agree():
+    own = learner(reranked=3)
+    model = own.build(SPEC, generator(0, "model")).eval()
+    examples = captioned()
+    with torch.inference_mode():
+        found = own.overall(model, examples)
+    features = model.encoded(own.views(examples.image), *own.first_tokens(examples))
+    listed, owners = all_texts(examples.fields[CAPTION])
+    texts = torch.cat([model.encoded(own.views(examples.image[:1]), *own.tokens([text])).text for text in listed])
+    best = (features.image @ texts.mT).argmax(1).tolist()
+    assert found["text_recall@1"] == pytest.approx(sum(int(owners[text]) == image for image, text in enumerate(best)) / 6)
+    assert {"image_recall@5", "recall", "reranked_recall"} <= found.keys()

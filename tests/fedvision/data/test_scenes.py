@@ -60,15 +60,27 @@ def test_it_is_registered_with_settings_that_a_file_can_give():
 def test_fields_have_the_types_and_shapes_of_the_contract():
     pool = made(fields=FIELDS, size=24, wordings=3, classes=12)
     shapes = {name: (values.dtype, tuple(values.shape[1:])) for name, values in pool.train.fields.items()}
-    length = shapes["caption"][1][1]
+    lengths = {name: shapes[name][1][-1] for name in TEXTS}
     assert shapes == {
         "image": (torch.uint8, (3, 24, 24)),
         "label": (torch.int64, ()),
         "labels": (torch.uint8, (12,)),
-        "caption": (torch.uint8, (3, length)),
+        "caption": (torch.uint8, (3, lengths["caption"])),
         "depth": (torch.float32, (1, 24, 24)),
         "semseg": (torch.uint8, (24, 24)),
         "objects": (torch.float32, (4, len(COLUMNS))),
+        "question": (torch.uint8, (4, lengths["question"])),
+        "answer": (torch.uint8, (4, 1, lengths["answer"])),
+        "answer_weight": (torch.float32, (4, 1)),
+        "hypothesis": (torch.uint8, (3, lengths["hypothesis"])),
+        "verdict": (torch.int64, (3,)),
+        "second_image": (torch.uint8, (3, 24, 24)),
+        "second_objects": (torch.float32, (4, len(COLUMNS))),
+        "statement": (torch.uint8, (2, lengths["statement"])),
+        "truth": (torch.int64, (2,)),
+        "expression": (torch.uint8, (2, lengths["expression"])),
+        "box": (torch.float32, (2, 4)),
+        "proposals": (torch.float32, (8, 4)),
     }
     assert (len(pool.train), len(pool.test), pool.classes) == (60, 20, 12)
 
