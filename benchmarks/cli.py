@@ -64,6 +64,7 @@ class Layout(StrEnum):
     """Of exported weights."""
 
     multimae = "multimae"
+    albef = "albef"
     timm = "timm"
 
 
@@ -153,16 +154,18 @@ def figures_(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="The folder of a run of multimae, or of its fine-tuning.")],
+    run: Annotated[Path, typer.Argument(help="The folder of a run of MultiMAE or ALBEF, or of a fine-tuning of theirs.")],
     out: Annotated[Path, typer.Option(help="The file to write: it ends in .safetensors, or in .pth for torch.load.")],
-    layout: Annotated[Layout, typer.Option(help="As MultiMAE's checkpoints are, or as a vision transformer of timm.")] = Layout.multimae,
+    layout: Annotated[
+        Layout | None, typer.Option(help="The paper's checkpoints', or a vision transformer's of timm; the paper's if not given.")
+    ] = None,
 ) -> None:
     """Write a run's model as a file that other programs read."""
     from benchmarks import export
 
-    written = export.export(run, out, layout.value)  # type: ignore[arg-type]
+    written = export.export(run, out, layout.value if layout else None)  # type: ignore[arg-type]
     parts = sorted({".".join(name.split(".")[:2]) for name in written.dropped})
-    console.print(f"{len(written.state)} arrays in {layout.value}'s layout: {out}", soft_wrap=True, highlight=False)
+    console.print(f"{len(written.state)} arrays in {written.layout}'s layout: {out}", soft_wrap=True, highlight=False)
     if parts:
         console.print(f"without {', '.join(parts)}, for which it has no place", soft_wrap=True, highlight=False)
 

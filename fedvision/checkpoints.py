@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -80,6 +80,13 @@ class Fit:
         if self.unexpected:
             fact = f"{where} has {len(self.unexpected)} arrays that the network has no place for, such as {self.unexpected[0]}"
             raise ExperimentError(f"{fact}; choose the network that it was made with: {size}, and no other architecture")
+
+
+class Converted(NamedTuple):
+    """A state dict in another layout, and the names of what has no place there."""
+
+    state: dict[str, Tensor]
+    dropped: tuple[str, ...]
 
 
 def read(path: str | Path, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tensor]:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from fedvision import checkpoints
 from fedvision.albef.vision import resized_positions
-from fedvision.checkpoints import Fit, Shape, check_finite, listed
+from fedvision.checkpoints import Converted, Fit, Shape, check_finite, listed
 from fedvision.errors import ExperimentError
-from fedvision.multimae.weights import layout_of, to_timm
+from fedvision.multimae import weights as multimae
 
 Layout = Literal["ALBEF", "vision transformer", "BERT"]
 State = dict[str, Tensor]
@@ -126,8 +126,8 @@ def initialized_from_vision(model: nn.Module, path: str | Path) -> Report:
         ExperimentError: see ``initialized_from``.
     """
     where, state = str(path), checkpoints.read(path)
-    if layout_of(state, where) == "multimae":
-        state = to_timm(state, where).state
+    if multimae.layout_of(state, where) == "multimae":
+        state = multimae.to_timm(state, where).state
     named = {f"{VISION}.{name}": tensor for name, tensor in state.items() if not name.startswith(VISION_ONLY)}
     return _taken(model, named, where, "vision transformer", {VISION}, {VISION, f"{VISION}.norm"})
 
@@ -151,6 +151,23 @@ def initialized_from_text(model: nn.Module, path: str | Path) -> Report:
     named = {_within_albef(name): tensor for name, tensor in state.items() if not name.startswith(BERT_ONLY)}
     texts = {_part(name) for name in own if name.startswith((f"{TEXT}.", f"{DECODER}."))}
     return _taken(model, renamed(named, own, bert=True), where, "BERT", _bodies((TEXT, DECODER), own), texts)
+
+
+def to_timm(state: Mapping[str, Tensor], where: str = "the model") -> Converted:
+    """The image encoder of a network of ALBEF as a vision transformer of timm, without a classifier.
+
+    Args:
+        state: of the network.
+        where: for messages.
+
+    Raises:
+        ExperimentError: it has no image encoder.
+    """
+    begin = f"{VISION}."
+    converted = {name.removeprefix(begin): tensor for name, tensor in state.items() if name.startswith(begin)}
+    if not converted:
+        raise ExperimentError(f"{where} has no {VISION}, which timm's layout needs; choose the layout albef")
+    return Converted(converted, tuple(name for name in state if not name.startswith(begin)))
 
 
 def _bert_name(name: str) -> str:

@@ -158,12 +158,10 @@ class ImageText(Learner):
         Raises:
             ExperimentError: a file that cannot be read, or that does not fit.
         """
-        if self.vision_checkpoint is not None:
-            initialized_from_vision(model, self.vision_checkpoint)
-        if self.text_checkpoint is not None:
-            initialized_from_text(model, self.text_checkpoint)
-        if self.checkpoint is not None:
-            initialized_from(model, self.checkpoint)
+        files = ((initialized_from_vision, self.vision_checkpoint), (initialized_from_text, self.text_checkpoint))
+        for take, path in (*files, (initialized_from, self.checkpoint)):
+            if path is not None:
+                take(model, path)
         return model
 
     def alpha_at(self, progress: float) -> float:

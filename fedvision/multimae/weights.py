@@ -12,14 +12,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fedvision import checkpoints
-from fedvision.checkpoints import Fit, Shape, check_finite, listed
+from fedvision.checkpoints import Converted, Fit, Shape, check_finite, listed
 from fedvision.errors import ExperimentError
 from fedvision.multimae.modalities import RGB_NAME, Modality
 from fedvision.multimae.model import Trunk
@@ -41,13 +41,6 @@ log = logging.getLogger(__name__)
 
 
 # ---- layouts --------------------------------------------------------------------------------------------------------
-
-
-class Converted(NamedTuple):
-    """A state dict in another layout, and the names of what has no place there."""
-
-    state: State
-    dropped: tuple[str, ...]
 
 
 def layout_of(state: Mapping[str, Tensor], where: str = "the checkpoint") -> Layout:
