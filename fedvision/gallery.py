@@ -73,7 +73,7 @@ def enlargement(picture: Picture) -> int:
     >>> enlargement(np.zeros((32, 48, 3), np.uint8))
     3
     """
-    return max(SIDE // max(picture.shape[:2]), 1)
+    return max(SIDE // int(max(picture.shape[:2])), 1)
 
 
 def _check(picture: Picture | None, place: str) -> None:

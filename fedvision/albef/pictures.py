@@ -1,12 +1,13 @@
 """Pictures of what a network makes of pictures and words: where words look, which word is masked, what belongs together.
 
-Whatever is learned by the slowly moving copies' targets is shown as the copies see it.
+What the slowly moving copies teach, of masked words and of what belongs together, is shown as they see it.
 
-Source: after figures 2 and 4 to 6 of arXiv 2107.07651.
+Source: after figures 2, 4, 5 and 6 of arXiv 2107.07651.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -134,7 +135,9 @@ def where_words_look(looks: Sequence[Looks], caption: str) -> Gallery:
 def _word_by_word(one: Looks) -> list[tuple[Picture | None, str]]:
     sums = one.maps.sum((1, 2))
     shares = (sums / sums.sum().clamp(min=1e-12)).tolist()
-    return [(overlay(one.picture, heat), f"{word}\n{share:.0%}") for word, heat, share in zip(one.words, one.maps, shares, strict=True)]
+    return [
+        (overlay(one.picture, heat), f"{word}\n{_percent(share)}") for word, heat, share in zip(one.words, one.maps, shares, strict=True)
+    ]
 
 
 def layer_of_words(size: TextSize) -> int:
@@ -191,6 +194,12 @@ class Subject:
         words = whole_words([self.pieces.words[token] for token in tokens])
         return [(word, slice(span.start + 1, span.stop + 1)) for word, span in words]
 
+    @cached_property
+    def similarities(self) -> Float[Tensor, "n n"]:
+        """Of all pictures to all captions, as the copies see both, divided by the temperature."""
+        seen = self.network.encoded_slowly(self.images, self.ids, self.mask)
+        return seen.image @ seen.text.mT / self.network.temp  # type: ignore[no-any-return]
+
 
 def galleries(subject: Subject, probes: Collection[int], compared: bool) -> dict[str, Gallery]:
     """The pictures of pre-training.
@@ -209,7 +218,7 @@ def galleries(subject: Subject, probes: Collection[int], compared: bool) -> dict
 def words_on_images(subject: Subject, shown: int = 4) -> Gallery:
     """Where the words of the first captions look when the network says whether they match.
 
-    Source: section 6.1 and figures 2 and 4: Grad-CAM of the attention in the third layer that looks at the picture.
+    Source: figures 4 and 6, Grad-CAM of the attention in the third layer that looks at pictures.
     """
     network, own = subject.network, (subject.images[:shown], subject.ids[:shown], subject.mask[:shown])
     bert = network.reader(network.text_encoder)
@@ -219,7 +228,7 @@ def words_on_images(subject: Subject, shown: int = 4) -> Gallery:
         words = subject.words(number)
         by_word = torch.stack([each[span].sum(0) for _, span in words]) if words else each[:0]
         picture = enlarged(subject.pictures[number])
-        looks.append(Looks(f"{number}", picture, f"match {match:.0%}", [word for word, _ in words], by_word, whole))
+        looks.append(Looks(f"{number}", picture, f"match {_percent(match)}", [word for word, _ in words], by_word, whole))
     caption = (
         "Where each word of the caption looks when the network says whether the two match: attention times gradient (Grad-CAM), each map "
         "up to its own largest value. Below the picture: the probability that they match; below a word: its share of the words' maps."
@@ -239,10 +248,9 @@ def matching(network: Pretraining, images: Tensor, ids: Tensor, mask: Tensor) ->
 def masked_words(subject: Subject, probes: Collection[int], shown: int = 6) -> Gallery | None:
     """What a masked word is taken for, looking at its picture and at that of half the examples further on; None without any word.
 
-    Source: figure 5, the most likely words of the pseudo-targets.
+    Source: figure 2, the most likely words of the pseudo-targets.
     """
-    every = len(subject.ids)
-    places = {number: place for number in range(every) if (place := masked_place(subject, number, probes)) is not None}
+    places = {number: place for number in range(len(subject.ids)) if (place := masked_place(subject, number, probes)) is not None}
     numbers = list(places)[:shown]
     if not numbers:
         return None
@@ -250,19 +258,36 @@ def masked_words(subject: Subject, probes: Collection[int], shown: int = 6) -> G
     ids = subject.ids[numbers].clone()
     truths = ids[at].tolist()
     ids[at] = subject.pieces.mask
-    looks = {"its picture": (numbers, True), "another picture": ([(number + every // 2) % every for number in numbers], True)}
-    if not _alike(subject.network):
-        looks["network"] = (numbers, False)
+    looks = _masked_looks(subject, numbers)
     rows, notes = [], []
     for looked, slowly in looks.values():
         chances = word_chances(subject.network, subject.images[looked], ids, subject.mask[numbers], slowly)[at]
         rows.append([subject.pictures[number] for number in looked])
         notes.append([_best_words(subject.pieces, row, truth) for row, truth in zip(chances, truths, strict=True)])
     caption = (
-        "One word of each caption is masked: what the slowly moving copies take it for, looking at its picture and at another one; "
-        f"{RIGHT}: the word it was.{'' if len(looks) == 2 else ' Last, what the network itself takes it for.'}"
+        "One word of each caption is masked: what the slowly moving copies take it for, looking at its picture, or at another one; "
+        f"{RIGHT}: the word it was.{' Last, what the network itself takes it for.' if NETWORK in looks else ''}"
     )
     return Gallery(list(looks), [subject.pieces.text(row) for row in ids], rows, caption, notes)
+
+
+NETWORK = "network"
+"""The row of the network itself."""
+
+
+def _masked_looks(subject: Subject, numbers: Sequence[int]) -> dict[str, tuple[Sequence[int], bool]]:
+    """By row: which pictures are looked at, and whether by the copies; by the network, too, if they differ."""
+    every = len(subject.ids)
+    looks: dict[str, tuple[Sequence[int], bool]] = {"its picture": (numbers, True)}
+    if every > 1:
+        looks["another picture"] = [(number + every // 2) % every for number in numbers], True
+    return looks if _copies_are_alike(subject.network) else {**looks, NETWORK: (numbers, False)}
+
+
+def _copies_are_alike(network: Pretraining) -> bool:
+    """Whether the copies are as the network is."""
+    parts = [(getattr(network, name), getattr(network, f"{name}_m")) for name in network.followed]
+    return all(torch.equal(*pair) for one, other in parts for pair in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def masked_place(subject: Subject, number: int, probes: Collection[int]) -> int | None:
@@ -275,8 +300,8 @@ def masked_place(subject: Subject, number: int, probes: Collection[int]) -> int 
     asked = [place for place, token in tokens.items() if token in probes]
     if asked or not tokens:
         return asked[0] if asked else None
-    held = {place: int((subject.ids == token).any(1).sum()) for place, token in tokens.items()}
-    return min(tokens, key=lambda place: held[place])
+    captions = {place: int((subject.ids == token).any(1).sum()) for place, token in tokens.items()}
+    return min((held, place) for place, held in captions.items())[1]
 
 
 def word_chances(network: Pretraining, images: Tensor, ids: Tensor, mask: Tensor, slowly: bool) -> Float[Tensor, "n length vocabulary"]:
@@ -292,29 +317,24 @@ def _best_words(pieces: WordPiece, chances: Float[Tensor, "vocabulary"], truth: 
     return "\n".join(f"{pieces.words[token]} {_percent(chances[token], token == truth)}" for token in named)
 
 
-def _alike(network: Pretraining) -> bool:
-    """Whether the copies are as the network is."""
-    parts = [(getattr(network, name), getattr(network, f"{name}_m")) for name in network.followed]
-    return all(torch.equal(*pair) for one, other in parts for pair in zip(one.parameters(), other.parameters(), strict=True))
-
-
 # ---- what belongs together ------------------------------------------------------------------------------------------
 
 
 def nearest_texts(subject: Subject, shown: int = 5) -> Gallery:
     """The captions that the copies find most like some pictures.
 
-    Source: figure 6, the most likely texts of an image's pseudo-targets.
+    Source: figure 2, the most likely texts of an image's pseudo-targets.
     """
     texts = list(dict.fromkeys(subject.texts))
+    chances = subject.similarities[:, [subject.texts.index(text) for text in texts]].softmax(1)
     rows, notes = [], []
-    for number, row in enumerate(_similarities(subject, texts)[:shown].softmax(1)):
+    for number, row in enumerate(chances[:shown]):
         best = row.topk(min(BEST, len(row))).indices.tolist()
         rows.append([subject.pictures[number], *[None] * len(best)])
         notes.append(["", *(f"{texts[i]}\n{_percent(row[i], texts[i] == subject.texts[number])}" for i in best)])
     caption = (
-        f"Of {len(texts)} captions, those that the slowly moving copies find most like each picture, with the probabilities that they "
-        f"teach; {RIGHT}: its own caption."
+        f"Of {len(texts)} captions, those that the slowly moving copies find most like each picture, with the probabilities that "
+        f"they teach; {RIGHT}: its own caption."
     )
     return _ranking("picture", rows, notes, caption)
 
@@ -322,8 +342,9 @@ def nearest_texts(subject: Subject, shown: int = 5) -> Gallery:
 def nearest_images(subject: Subject, shown: int = 5) -> Gallery:
     """The pictures that the copies find most like some captions."""
     texts = list(dict.fromkeys(subject.texts))[:shown]
+    chances = subject.similarities[:, [subject.texts.index(text) for text in texts]].T.softmax(1)
     rows, notes = [], []
-    for text, row in zip(texts, _similarities(subject, texts).T.softmax(1), strict=True):
+    for text, row in zip(texts, chances, strict=True):
         best = row.topk(min(BEST, len(row))).indices.tolist()
         rows.append([None, *(subject.pictures[i] for i in best)])
         notes.append([text, *(_percent(row[i], subject.texts[i] == text) for i in best)])
@@ -334,20 +355,13 @@ def nearest_images(subject: Subject, shown: int = 5) -> Gallery:
     return _ranking("caption", rows, notes, caption)
 
 
-def _similarities(subject: Subject, texts: Sequence[str]) -> Float[Tensor, "n texts"]:
-    """Of all pictures to some captions, as the copies see both, divided by the temperature."""
-    seen = subject.network.encoded_slowly(subject.images, subject.ids, subject.mask)
-    places = [subject.texts.index(text) for text in texts]
-    return seen.image @ seen.text[places].mT / subject.network.temp  # type: ignore[no-any-return]
-
-
 def _ranking(asked: str, rows: Sequence[Sequence[Picture | None]], notes: Sequence[Sequence[str]], caption: str) -> Gallery:
     ranks = [f"{rank}" for rank in range(1, len(rows[0]))]
     return Gallery([f"{number}" for number in range(len(rows))], [asked, *ranks], rows, caption, notes)
 
 
-def _percent(probability: float | Tensor, right: bool) -> str:
-    """A probability, marked if what it is of is right.
+def _percent(probability: float | Tensor, right: bool = False) -> str:
+    """A probability or a share, marked if what it is of is right.
 
     >>> _percent(0.934, True)
     '93% ✓'
