@@ -8,6 +8,7 @@ Source: after figures 2, 4, 5 and 6 of arXiv 2107.07651.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -156,7 +157,7 @@ def whole_words(pieces: Sequence[str]) -> list[tuple[str, slice]]:
     [('a', slice(0, 1, None)), ('hourglass', slice(1, 3, None))]
     """
     starts = [i for i, piece in enumerate(pieces) if i == 0 or not piece.startswith("##")]
-    spans = [slice(start, end) for start, end in zip(starts, [*starts[1:], len(pieces)], strict=True)]
+    spans = [slice(*ends) for ends in pairwise([*starts, len(pieces)])]
     return [("".join(piece.removeprefix("##") for piece in pieces[span]), span) for span in spans]
 
 
@@ -295,8 +296,8 @@ def masked_place(subject: Subject, number: int, probes: Collection[int]) -> int 
 
     Only words of one token are masked.
     """
-    spans = [span for _, span in subject.words(number) if span.stop - span.start == 1]
-    tokens = {span.start: int(subject.ids[number, span.start]) for span in spans}
+    starts: list[int] = [span.start for _, span in subject.words(number) if span.stop - span.start == 1]
+    tokens = {place: int(subject.ids[number, place]) for place in starts}
     asked = [place for place, token in tokens.items() if token in probes]
     if asked or not tokens:
         return asked[0] if asked else None
