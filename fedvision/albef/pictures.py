@@ -26,7 +26,7 @@ from fedvision.wordpiece import WordPiece
 Color = tuple[int, int, int]
 """Red, green and blue in 0 ... 255."""
 
-VEIL = 0.55
+VEIL = 0.5
 """How much of a picture its map covers."""
 
 ACROSS = 6
