@@ -16,6 +16,7 @@ from fedvision.albef.bert import Bert, Mask, TextSize, WordModel, initialized
 from fedvision.albef.losses import UNSELECTED
 from fedvision.albef.model import Followed, check_widths
 from fedvision.albef.vision import VisionSize, image_encoder
+from fedvision.seeds import global_generators
 
 AT_ONCE = 256
 """So many answers are told at once when many are ranked: what is predicted of their tokens takes memory."""
@@ -124,9 +125,9 @@ class Answering(Followed):
         super().__init__()
         check_widths(vision, text)
         self.visual_encoder = image_encoder(vision, rng, xavier)
-        self.text_encoder = Bert(text)
         decoder = replace(text, layers=layers or text.layers - text.fusion, fusion=0, context=text.width)
-        self.text_decoder = WordModel(decoder)
+        with global_generators(rng):
+            self.text_encoder, self.text_decoder = Bert(text), WordModel(decoder)
         for network in (self.text_encoder, self.text_decoder):
             initialized(network, rng, deviation)
         self.copied()

@@ -42,10 +42,10 @@ class Judge(Followed):
         if text.paired != (self.pictures == 2):
             raise ExperimentError(f"layers that come in twos are for two pictures, this network judges texts about {self.pictures}")
         self.visual_encoder = image_encoder(vision, rng, xavier)
-        self.text_encoder = Bert(text)
-        initialized(self.text_encoder, rng, deviation)
         with global_generators(rng):
+            self.text_encoder = Bert(text)
             self.cls_head = nn.Sequential(nn.Linear(text.width, text.width), nn.ReLU(), nn.Linear(text.width, self.classes))
+        initialized(self.text_encoder, rng, deviation)
         self.copied()
 
     def forward(self, pictures: Sequence[Float[Tensor, "b c h w"]], ids: Int[Tensor, "b n"], mask: Mask) -> Float[Tensor, "b classes"]:

@@ -54,7 +54,9 @@ class ALBEFAssignment(ImageText):
             ExperimentError: data that are no pictures or have no captions; sizes that do not fit; a vocabulary or checkpoint that does not.
         """
         features = self.features or self.size.features
-        return Assignment(self.vision_size(spec), self.text_size(), features, rng, self.temperature, self.deviation, self.xavier)
+        return self.begun(
+            Assignment(self.vision_size(spec), self.text_size(), features, rng, self.temperature, self.deviation, self.xavier)
+        )
 
     def text_size(self) -> TextSize:
         """With layers in twos."""

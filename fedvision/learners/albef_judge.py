@@ -42,7 +42,7 @@ class Judging(AboutPictures):
         Raises:
             ExperimentError: data that are no pictures or lack a field; sizes that do not fit; a vocabulary or checkpoint that does not.
         """
-        return self.network(self.vision_size(spec), self.text_size(), rng, self.deviation, self.xavier)
+        return self.begun(self.network(self.vision_size(spec), self.text_size(), rng, self.deviation, self.xavier))
 
     def cleaned(self, text: str) -> str:
         """As captions are."""

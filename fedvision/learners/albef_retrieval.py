@@ -84,7 +84,7 @@ class ALBEFRetrieval(Aligned):
         check_fields(spec, [self.trained_on])
         vision, text = self.vision_size(spec), self.text_size()
         features, queue = self.features or self.size.features, self.queue or self.size.queue
-        return Retrieval(vision, text, features, queue, rng, self.temperature, self.deviation, self.xavier)
+        return self.begun(Retrieval(vision, text, features, queue, rng, self.temperature, self.deviation, self.xavier))
 
     # ---- batches -------------------------------------------------------------------------------------------------
 

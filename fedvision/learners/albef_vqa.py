@@ -82,7 +82,7 @@ class ALBEFAnswering(AboutPictures):
                 a list of answers that cannot be read.
         """
         self.choices  # noqa: B018 (a list that cannot be read is found out before anything is built)
-        return Answering(self.vision_size(spec), self.text_size(), rng, None, self.deviation, self.xavier)
+        return self.begun(Answering(self.vision_size(spec), self.text_size(), rng, None, self.deviation, self.xavier))
 
     def cleaned(self, text: str) -> str:
         """As questions are."""
