@@ -2,6 +2,7 @@ import io
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -15,6 +16,7 @@ from strategies.fedsgd import FedSGD
 
 LIGHT = """
 import sys
+from types import SimpleNamespace
 sys.argv = {argv!r}
 try:
     from fedvision.__main__ import main
@@ -113,7 +115,17 @@ def test_the_card_of_a_partition_is_printed_and_drawn(fedvision, here):
 def test_the_doctor_finds_this_installation_healthy(fedvision):
     ended = fedvision("doctor")
     assert ended.status == 0
-    assert "FedVision can run." in ended.out and "torch" in ended.out and "quickstart" in ended.out
+    assert "FedVision can run." in ended.out and "torch" in ended.out and "`fedvision list experiments`" in ended.out
+
+
+def test_the_doctor_breaks_no_line_whatever_the_width(fedvision, monkeypatch):
+    interpreter = "/home" + "/a-long-name" * 20 + "/bin/python"
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("benchmarks.doctor.sys", SimpleNamespace(executable=interpreter))
+    monkeypatch.setattr("benchmarks.doctor.find_spec", lambda name: None)
+    lines = [line.strip() for line in fedvision("doctor").out.splitlines()]
+    assert f"ok  interpreter           {interpreter}" in lines
+    assert "pip install 'fedvision[pseudo-labels]'" in lines, "the command that is to be copied has a line of its own"
 
 
 def test_clients_that_fail_are_named_at_the_end_and_in_the_exit_status(fedvision, here, monkeypatch):
