@@ -1,4 +1,5 @@
 import io
+import re
 import signal
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def test_a_run_prints_quiet_lines_a_summary_and_its_folder(fedvision, here):
     lines = ended.out.splitlines()
     assert [line.split()[1] for line in lines[:4]] == ["0/3", "1/3", "2/3", "3/3"]
     assert "first" in ended.out and "last" in ended.out
+    assert re.search(r"test_loss +│ +\d+\.\d{4} │", ended.out), "numbers are whole in a window of 80 columns"
     assert "run folder: out" in ended.out
     assert "\x1b" not in ended.out, "escape codes although this is no terminal"
 
