@@ -52,8 +52,8 @@ class ALBEF(Aligned):
         contrastive: whether features are compared.
         hard_negatives: whether pairs that do not match are drawn by how similar they look, or all as likely.
         distilled: which losses the copies teach: ``itc``, ``mlm``.
-        probes: words, such as colors, that one must see to know: evaluation masks them and tells how often they are predicted, looking
-            at their picture and at another one.
+        probes: words, such as colors, that one must see to know: evaluation masks the first of them in each text and tells how often
+            it is predicted, looking at its picture and at another one.
 
     Source: arXiv 2107.07651, section 3 and appendix; the defaults are the paper's, whose ``networks`` are ``base``. The other half
         of the recipe belongs to the strategy: AdamW with rate 1e-4 and weight decay 0.02, schedule ``staircase-cosine``.
@@ -187,6 +187,7 @@ class ALBEF(Aligned):
         for here, there in zip(examples.batches(BATCH), examples[elsewhere].batches(BATCH), strict=True):
             ids, mask = self.first_tokens(here)
             probed = torch.isin(ids, numbers.to(ids.device))
+            probed &= probed.cumsum(1) == 1  # the first of each text
             masked = MaskedWords(torch.where(probed, self.pieces.mask, ids), torch.where(probed, ids, UNSELECTED))
             for images, seen in ((here.decoded().image, True), (there.decoded().image, False)):
                 logits, targets = _predicted(model, self.views(images), masked, mask)

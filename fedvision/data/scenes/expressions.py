@@ -12,14 +12,11 @@ from fedvision.data.scenes.objects import COLUMNS, MENTIONED
 from fedvision.data.scenes.shown import Shown, one_of
 from fedvision.data.texts import encode_texts
 
-DISTRACTORS = 4
-"""So many proposals at least are boxes of no object."""
-
 PROPOSED = 8
-"""So many proposals there are for a picture."""
+"""So many proposals there are for a picture, half of them at least of no object."""
 
 TRIES = 20
-"""So many boxes are tried for a distractor; if all are like an object's, it is left out."""
+"""So many boxes beside objects, and so many anywhere, are tried to find those that are of no object."""
 
 SAME = 0.5
 """Boxes that share so much of their union are of the same object."""
@@ -102,31 +99,35 @@ def _fitting(seen: Shown, thing: Thing) -> Iterator[str]:
 
 def _proposals(boxes: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Boxes of objects [objects, 4] and of none, float32 [8, 4] in random order; all 0 where none was found."""
-    distractors = [_distractor(boxes, size, beside=i % 2 == 0, rng=rng) for i in range(PROPOSED - len(boxes))]
-    return np.asarray(rng.permutation(np.stack([*boxes, *distractors]).astype(np.float32)))
+    tried = np.round(np.clip(np.stack([_beside(boxes, rng), _anywhere(size, rng)], axis=1).reshape(-1, 4), 0, size))
+    sides = tried[:, 2:] - tried[:, :2]
+    distractors = tried[(sides.min(axis=1) >= 2) & (overlap(tried, boxes).max(axis=1) < SAME)][: PROPOSED - len(boxes)]
+    nothing = np.zeros((PROPOSED - len(boxes) - len(distractors), 4))
+    return np.asarray(rng.permutation(np.concatenate([boxes, distractors, nothing])).astype(np.float32))
 
 
-def _distractor(boxes: np.ndarray, size: int, beside: bool, rng: np.random.Generator) -> np.ndarray:
-    """A box of no object, near one or anywhere, in whole pixels."""
-    for _ in range(TRIES):
-        if beside:
-            left, top, right, bottom = one_of(list(boxes), rng)
-            width, height = (right - left, bottom - top) * rng.uniform(0.5, 1.5, 2)
-            across, down = ((left + right) / 2, (top + bottom) / 2) + rng.uniform(-0.7, 0.7, 2) * (right - left, bottom - top)
-        else:
-            (width, height), (across, down) = size * rng.uniform(0.15, 0.6, 2), size * rng.random(2)
-        box = np.round(np.clip([across - width / 2, down - height / 2, across + width / 2, down + height / 2], 0, size))
-        if box[2] - box[0] >= 2 and box[3] - box[1] >= 2 and overlap(box, boxes).max() < SAME:
-            return np.asarray(box)
-    return np.zeros(4)
+def _beside(boxes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Boxes near some, of other sizes and places, [tries, 4]."""
+    like = boxes[rng.integers(len(boxes), size=TRIES)]
+    sides = like[:, 2:] - like[:, :2]
+    center = (like[:, 2:] + like[:, :2]) / 2 + rng.uniform(-0.7, 0.7, (TRIES, 2)) * sides
+    half = rng.uniform(0.25, 0.75, (TRIES, 2)) * sides
+    return np.concatenate([center - half, center + half], axis=1)
 
 
-def overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Area that a box [4] shares with each of some [n, 4], as a share of the area of both together, [n].
+def _anywhere(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Boxes of any size and place, [tries, 4]."""
+    center, half = size * rng.random((TRIES, 2)), size * rng.uniform(0.075, 0.3, (TRIES, 2))
+    return np.concatenate([center - half, center + half], axis=1)
 
-    >>> overlap(np.array([0, 0, 2, 2]), np.array([[0, 0, 2, 2], [1, 0, 3, 2], [2, 2, 4, 4]])).round(2).tolist()
-    [1.0, 0.33, 0.0]
+
+def overlap(some: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Area that each of some boxes [m, 4] shares with each of others [n, 4], as a share of the area of both together, [m, n].
+
+    >>> overlap(np.array([[0, 0, 2, 2]]), np.array([[0, 0, 2, 2], [1, 0, 3, 2], [2, 2, 4, 4]])).round(2).tolist()
+    [[1.0, 0.33, 0.0]]
     """
-    shared = np.prod(np.clip(np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]), 0, None), axis=1)
-    both = np.prod(box[2:] - box[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) - shared
+    one, other = some[:, None], boxes[None]
+    shared = np.clip(np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2]), 0, None).prod(axis=2)
+    both = (one[..., 2:] - one[..., :2]).prod(axis=2) + (other[..., 2:] - other[..., :2]).prod(axis=2) - shared
     return np.asarray(shared / both)
