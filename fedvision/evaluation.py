@@ -23,8 +23,14 @@ def evaluate_by_environment(learner: Learner, model: nn.Module, examples: Exampl
         return evaluate(learner, model, examples)
     held = examples.fields[ENVIRONMENT]
     parts = {int(e): measured(learner, model, examples[(held == e).nonzero()[:, 0]]) for e in held.unique()}
-    accuracies = {f"environment{e}_accuracy": part.sums["accuracy"] / part.count for e, part in parts.items() if "accuracy" in part.sums}
+    accuracies = {f"environment{e}_accuracy": accuracy for e, part in parts.items() if (accuracy := _accuracy(part)) is not None}
     return total(parts.values()).result() | _overall(learner, model, examples) | accuracies
+
+
+def _accuracy(part: Metrics) -> float | None:
+    """The mean accuracy over the examples, or over what they have of what it is of."""
+    right, number = (part.sums["accuracy"], part.count) if "accuracy" in part.sums else part.shares.get("accuracy", (0.0, 0))
+    return right / number if number else None
 
 
 def measured(learner: Learner, model: nn.Module, examples: Examples) -> Metrics:

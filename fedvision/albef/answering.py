@@ -16,6 +16,7 @@ from fedvision.albef.bert import Bert, Mask, TextSize, WordModel, initialized
 from fedvision.albef.losses import UNSELECTED
 from fedvision.albef.model import Followed, check_widths
 from fedvision.albef.vision import VisionSize, image_encoder
+from fedvision.seeds import global_generators
 
 AT_ONCE = 256
 """So many answers are told at once when many are ranked: what is predicted of their tokens takes memory."""
@@ -73,6 +74,13 @@ class Answers(NamedTuple):
     question: Int[Tensor, "a"]
 
 
+class Told(NamedTuple):
+    """Logits of the tokens of answers, and what the copies say of them; None: they were not asked."""
+
+    own: Float[Tensor, "a m vocabulary"]
+    taught: Float[Tensor, "a m vocabulary"] | None
+
+
 class Ranked(NamedTuple):
     """For each question a shortlist of given answers, the best first.
 
@@ -101,6 +109,9 @@ class Answering(Followed):
     visual_encoder: Any
     text_encoder: Any
     text_decoder: Any
+    visual_encoder_m: Any
+    text_encoder_m: Any
+    text_decoder_m: Any
 
     def __init__(
         self,
@@ -114,16 +125,21 @@ class Answering(Followed):
         super().__init__()
         check_widths(vision, text)
         self.visual_encoder = image_encoder(vision, rng, xavier)
-        self.text_encoder = Bert(text)
         decoder = replace(text, layers=layers or text.layers - text.fusion, fusion=0, context=text.width)
-        self.text_decoder = WordModel(decoder)
+        with global_generators(rng):
+            self.text_encoder, self.text_decoder = Bert(text), WordModel(decoder)
         for network in (self.text_encoder, self.text_decoder):
             initialized(network, rng, deviation)
         self.copied()
 
     def forward(
-        self, images: Float[Tensor, "b c h w"], ids: Int[Tensor, "b n"], mask: Mask, answers: Answers
-    ) -> Float[Tensor, "a m vocabulary"]:
+        self,
+        images: Float[Tensor, "b c h w"],
+        ids: Int[Tensor, "b n"],
+        mask: Mask,
+        answers: Answers,
+        taught: Float[Tensor, "a m width"] | None = None,
+    ) -> Told:
         """Logits of what follows each token of the answers but the last.
 
         Args:
@@ -131,20 +147,20 @@ class Answering(Followed):
             ids: of the questions' tokens.
             mask: where there are tokens.
             answers: to be told.
+            taught: from ``teach``.
         """
-        return self._told("", images, ids, mask, answers)
+        hidden = _told(self.text_decoder, answers, self.asked(images, ids, mask), mask)
+        return Told(self.text_decoder.words(hidden), None if taught is None else self._taught_words(taught))
 
     @torch.no_grad()
-    def teach(
-        self, images: Float[Tensor, "b c h w"], ids: Int[Tensor, "b n"], mask: Mask, answers: Answers
-    ) -> Float[Tensor, "a m vocabulary"]:
-        """What the copies say."""
-        return self._told("_m", images, ids, mask, answers)
+    def teach(self, images: Float[Tensor, "b c h w"], ids: Int[Tensor, "b n"], mask: Mask, answers: Answers) -> Float[Tensor, "a m width"]:
+        """The last vectors of what the copies say."""
+        states = self.text_encoder_m(ids, mask, [self.visual_encoder_m(images)])
+        return _told(self.text_decoder_m, answers, states, mask)
 
-    def _told(self, suffix: str, images: Tensor, ids: Tensor, mask: Tensor, answers: Answers) -> Tensor:
-        see, read, decoder = (getattr(self, f"{name}{suffix}") for name in self.followed)
-        states = read(ids, mask, [see(images)])[answers.question]
-        return _logits(decoder, answers.ids[:, :-1], answers.mask[:, :-1], states, mask[answers.question])
+    @torch.no_grad()
+    def _taught_words(self, hidden: Float[Tensor, "a m width"]) -> Float[Tensor, "a m vocabulary"]:
+        return self.text_decoder_m.words(hidden)  # type: ignore[no-any-return]
 
     def asked(self, images: Float[Tensor, "b c h w"], ids: Int[Tensor, "b n"], mask: Mask) -> Float[Tensor, "b n width"]:
         """The questions' tokens after they have looked at the pictures."""
@@ -167,14 +183,26 @@ class Answering(Followed):
         begun = _logits(self.text_decoder, ids[:1, :1].expand(len(states), 1), ids_mask[:1, :1].expand(len(states), 1), states, mask)
         first, chosen = begun[:, 0].log_softmax(1)[:, ids[:, 1]].topk(k, dim=1)
         pairs = torch.stack([torch.arange(len(states), device=ids.device).repeat_interleave(k), chosen.flatten()], 1)
-        told = [self._likelihood(states[q], mask[q], ids[a], ids_mask[a]) for q, a in (part.T for part in pairs.split(AT_ONCE))]
+        told = [self.likelihood(states, mask, Answers(ids[a], ids_mask[a], q)) for q, a in (part.T for part in pairs.split(AT_ONCE))]
         scores, order = (first + torch.cat(told).view(-1, k)).sort(1, descending=True)
         return Ranked(chosen.gather(1, order), scores.softmax(1))
 
-    def _likelihood(self, states: Tensor, mask: Tensor, ids: Tensor, ids_mask: Tensor) -> Float[Tensor, "a"]:
-        """Of whole answers log p."""
-        logits = _logits(self.text_decoder, ids[:, :-1], ids_mask[:, :-1], states, mask)
-        return -telling_losses(logits, following(ids, ids_mask), None, 0.0)
+    def likelihood(self, states: Float[Tensor, "b n width"], mask: Mask, answers: Answers) -> Float[Tensor, "a"]:
+        """Of whole answers log p.
+
+        Args:
+            states: from ``asked``.
+            mask: of the questions.
+            answers: to be told.
+        """
+        logits = self.text_decoder.words(_told(self.text_decoder, answers, states, mask))
+        return -telling_losses(logits, following(answers.ids, answers.mask), None, 0.0)
+
+
+def _told(decoder: WordModel, answers: Answers, states: Tensor, mask: Tensor) -> Tensor:
+    """Vectors of each token of the answers but the last."""
+    asked = answers.question
+    return decoder.bert.told(answers.ids[:, :-1], answers.mask[:, :-1], [states[asked]], mask[asked])
 
 
 def _logits(decoder: WordModel, ids: Tensor, mask: Tensor, states: Tensor, states_mask: Tensor) -> Tensor:

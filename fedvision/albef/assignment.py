@@ -104,11 +104,11 @@ class Assignment(nn.Module):
             raise ExperimentError("text assignment needs layers that come in twos; set TextSize.paired")
         self.temperature = temperature
         self.visual_encoder = image_encoder(vision, rng, xavier)
-        self.text_encoder = Bert(text)
-        initialized(self.text_encoder, rng, deviation)
         with global_generators(rng):
+            self.text_encoder = Bert(text)
             self.vision_proj, self.text_proj = nn.Linear(vision.width, features), nn.Linear(text.width, features)
             self.ta_head = nn.Linear(text.width, 3)
+        initialized(self.text_encoder, rng, deviation)
         self.temp = nn.Parameter(torch.tensor(temperature))
         for unused in (self.temp, *self.vision_proj.parameters(), *self.text_proj.parameters()):
             unused.requires_grad_(False)

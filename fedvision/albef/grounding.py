@@ -1,6 +1,6 @@
 """Which of several boxes a map of what matters points at, and whether it is the right one.
 
-A box is (left, top, width, height) in pixels of the picture.
+A box is (left, top, right, bottom) in pixels of the picture, the last two just beyond it: its width is right - left.
 """
 
 import torch
@@ -31,27 +31,31 @@ def box_scores(pixels: Float[Tensor, "h w"], boxes: Float[Tensor, "n 4"]) -> Flo
     """
     summed = F.pad(pixels.double().cumsum(0).cumsum(1), (1, 0, 1, 0))
     height, width = pixels.shape
-    left, right = (ends.long().clamp(0, width) for ends in (boxes[:, 0], boxes[:, 0] + boxes[:, 2]))
-    top, bottom = (ends.long().clamp(0, height) for ends in (boxes[:, 1], boxes[:, 1] + boxes[:, 3]))
+    ends = boxes.long()
+    left, right = ends[:, 0].clamp(0, width), ends[:, 2].clamp(0, width)
+    top, bottom = ends[:, 1].clamp(0, height), ends[:, 3].clamp(0, height)
     inside = summed[bottom, right] - summed[top, right] - summed[bottom, left] + summed[top, left]
-    area = (boxes[:, 2] * boxes[:, 3]).double()
+    area = areas(boxes).double()
     return torch.where(area > 0, inside / area.clamp(min=1e-12).sqrt(), -torch.inf).to(pixels)
+
+
+def areas(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
+    """Width times height."""
+    return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
 
 
 def overlaps(boxes: Float[Tensor, "n 4"], box: Float[Tensor, "*n 4"]) -> Float[Tensor, "n"]:
     """Intersection over union of boxes with one, or with as many.
 
-    The last pixel of a side belongs to it: sides a to a + w - 1 and c to c + v - 1 share min(last) - max(first) + 1 pixels. If they
-    share a single one, or none, the boxes do not meet.
+    The last pixel of a side is right - 1; two sides share min(last) - max(first) + 1 pixels, and boxes that share a single column or
+    row do not meet.
 
-    >>> overlaps(torch.tensor([[0.0, 0, 4, 4], [2, 0, 4, 4], [9, 9, 2, 2]]), torch.tensor([0.0, 0, 4, 4])).tolist()
+    >>> overlaps(torch.tensor([[0.0, 0, 4, 4], [2, 0, 6, 4], [9, 9, 11, 11]]), torch.tensor([0.0, 0, 4, 4])).tolist()
     [1.0, 0.3333333432674408, 0.0]
     """
-    first = torch.maximum(boxes[:, :2], box[..., :2])
-    last = torch.minimum(boxes[:, :2] + boxes[:, 2:], box[..., :2] + box[..., 2:]) - 1
-    meets = (first < last).all(1)
-    inside = torch.where(meets, (last - first + 1).prod(1), 0.0)
-    return inside / (boxes[:, 2:].prod(1) + box[..., 2:].prod(-1) - inside)
+    first, last = torch.maximum(boxes[:, :2], box[..., :2]), torch.minimum(boxes[:, 2:], box[..., 2:]) - 1
+    inside = torch.where((first < last).all(1), (last - first + 1).prod(1), 0.0)
+    return inside / (areas(boxes) + areas(box) - inside)
 
 
 def most_central(boxes: Float[Tensor, "n 4"], size: tuple[int, int]) -> Int[Tensor, ""]:
@@ -62,5 +66,5 @@ def most_central(boxes: Float[Tensor, "n 4"], size: tuple[int, int]) -> Int[Tens
         size: height and width of the picture.
     """
     height, width = size
-    centers = boxes[:, :2] + boxes[:, 2:] / 2
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     return (centers - centers.new_tensor([width / 2, height / 2])).square().sum(1).argmin()

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fedvision.albef.bert import Bert, Mask, TextSize, initialized
-from fedvision.albef.model import Followed, check_widths
+from fedvision.albef.model import COPY, Followed, check_widths
 from fedvision.albef.vision import VisionSize, image_encoder
 from fedvision.errors import ExperimentError
 from fedvision.seeds import global_generators
@@ -42,10 +42,10 @@ class Judge(Followed):
         if text.paired != (self.pictures == 2):
             raise ExperimentError(f"layers that come in twos are for two pictures, this network judges texts about {self.pictures}")
         self.visual_encoder = image_encoder(vision, rng, xavier)
-        self.text_encoder = Bert(text)
-        initialized(self.text_encoder, rng, deviation)
         with global_generators(rng):
+            self.text_encoder = Bert(text)
             self.cls_head = nn.Sequential(nn.Linear(text.width, text.width), nn.ReLU(), nn.Linear(text.width, self.classes))
+        initialized(self.text_encoder, rng, deviation)
         self.copied()
 
     def forward(self, pictures: Sequence[Float[Tensor, "b c h w"]], ids: Int[Tensor, "b n"], mask: Mask) -> Float[Tensor, "b classes"]:
@@ -56,16 +56,27 @@ class Judge(Followed):
             ids: of the texts' tokens.
             mask: where there are tokens.
         """
-        return self._judged("", pictures, ids, mask)
+        return self.judged(self.looked(pictures), ids, mask)
 
     @torch.no_grad()
     def teach(self, pictures: Sequence[Float[Tensor, "b c h w"]], ids: Int[Tensor, "b n"], mask: Mask) -> Float[Tensor, "b classes"]:
         """What the copies say."""
-        return self._judged("_m", pictures, ids, mask)
+        return self.judged(self.looked(pictures, COPY), ids, mask, COPY)
 
-    def _judged(self, suffix: str, pictures: Sequence[Tensor], ids: Tensor, mask: Mask) -> Tensor:
-        see, read, tell = (getattr(self, f"{name}{suffix}") for name in self.followed)
-        tokens = see(torch.cat(list(pictures))).chunk(len(pictures))
+    def looked(self, pictures: Sequence[Float[Tensor, "b c h w"]], suffix: str = "") -> Sequence[Float[Tensor, "b tokens width"]]:
+        """Tokens of pictures.
+
+        Args:
+            pictures: one batch, or two.
+            suffix: of the parts' names that do it: that of the copies, or none.
+        """
+        return getattr(self, f"visual_encoder{suffix}")(torch.cat(list(pictures))).chunk(len(pictures))  # type: ignore[no-any-return]
+
+    def judged(
+        self, tokens: Sequence[Float[Tensor, "b tokens width"]], ids: Int[Tensor, "b n"], mask: Mask, suffix: str = ""
+    ) -> Float[Tensor, "b classes"]:
+        """Logits of the classes of texts, from ``looked``."""
+        read, tell = getattr(self, f"text_encoder{suffix}"), getattr(self, f"cls_head{suffix}")
         return tell(read(ids, mask, tokens)[:, 0])  # type: ignore[no-any-return]
 
 

@@ -22,6 +22,9 @@ from fedvision.seeds import global_generators
 TEMPERATURES = (0.001, 0.5)
 """The least and the most that pre-training allows."""
 
+COPY = "_m"
+"""What the names of slowly moving copies end with."""
+
 Choose = Callable[[Tensor | None, Tensor | None], tuple[Negatives, Negatives]]
 """From the similarities of a batch, images to texts and texts to images [b, b], divided by the temperature (None if they are not
 compared): for texts an image each that does not match, and for images a text each."""
@@ -39,18 +42,18 @@ class Followed(nn.Module):
     def copied(self) -> None:
         """Make the copies; they are not trained."""
         for name in self.followed:
-            setattr(self, f"{name}_m", copy.deepcopy(getattr(self, name)).requires_grad_(False))
+            setattr(self, f"{name}{COPY}", copy.deepcopy(getattr(self, name)).requires_grad_(False))
 
     @property
     def has_copies(self) -> bool:
         """Whether there are copies."""
-        return hasattr(self, f"{self.followed[0]}_m")
+        return hasattr(self, f"{self.followed[0]}{COPY}")
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
         """Move the copies' weights: ``copy <- decay copy + (1 - decay) part``; 0: put them where the parts are."""
         for name in self.followed:
-            ema.follow(getattr(self, f"{name}_m"), getattr(self, name), decay)
+            ema.follow(getattr(self, f"{name}{COPY}"), getattr(self, name), decay)
 
 
 def check_widths(vision: VisionSize, text: TextSize) -> None:

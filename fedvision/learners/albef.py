@@ -20,8 +20,11 @@ from torch.nn import functional as F
 from fedvision.albef import losses
 from fedvision.albef.losses import UNSELECTED, MaskedWords, Negatives
 from fedvision.albef.model import Pretraining, Similarities, Taught
+from fedvision.albef.pictures import Subject, galleries, painted
+from fedvision.albef.views import image_normalization
 from fedvision.data.examples import CAPTION, IMAGE, Examples
 from fedvision.data.federated import Spec
+from fedvision.gallery import Gallery
 from fedvision.learners.image_text import BATCH, IDS, WORDS, Aligned, drawn_texts, texts_of
 from fedvision.learners.learner import Loss
 from fedvision.metrics import Metrics
@@ -61,6 +64,7 @@ class ALBEF(Aligned):
         the public implementation fails; a queue that is no multiple of the batch goes around.
     """
 
+    shown = 64
     mask_probability: Fraction = 0.15
     contrastive: bool = True
     hard_negatives: bool = True
@@ -181,7 +185,7 @@ class ALBEF(Aligned):
 
     def _probed(self, model: Pretraining, examples: Examples) -> dict[str, float]:
         """See ``overall``; the other picture is that of half the examples further on."""
-        numbers = torch.tensor(sorted({number for word in self.probes for number in self.tokens([word]).ids[0, 1:].tolist()}))
+        numbers = torch.tensor(sorted(self._probed_tokens))
         right, blind, words = 0, 0, 0
         elsewhere = torch.arange(len(examples)).roll(len(examples) // 2)
         for here, there in zip(examples.batches(BATCH), examples[elsewhere].batches(BATCH), strict=True):
@@ -195,6 +199,18 @@ class ALBEF(Aligned):
                 right, blind = right + hits * seen, blind + hits * (not seen)
             words += len(targets)
         return {"probe_accuracy": right / words, "blind_accuracy": blind / words} if words else {}
+
+    def pictures(self, model: nn.Module, examples: Examples) -> Mapping[str, Gallery]:
+        """Where words look, what masked words are taken for, and which captions and pictures are most alike."""
+        assert isinstance(model, Pretraining)
+        images, (ids, mask) = self.views(examples.image), self.first_tokens(examples)
+        pictures = [painted(image) for image in image_normalization(images.shape[1]).undone(images)]
+        return galleries(Subject(model, self.pieces, pictures, images, ids, mask), self._probed_tokens, self.contrastive)
+
+    @property
+    def _probed_tokens(self) -> frozenset[int]:
+        """The tokens of the probes."""
+        return frozenset(number for word in self.probes for number in self.tokens([word]).ids[0, 1:].tolist())
 
 
 def _predicted(model: Pretraining, images: Tensor, masked: MaskedWords, mask: Tensor) -> tuple[Tensor, Tensor]:

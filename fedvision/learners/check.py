@@ -20,8 +20,22 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from fedvision import settings
-from fedvision.data.examples import IMAGE, LABEL, Examples
+from fedvision.data.examples import (
+    ANSWER,
+    ANSWER_WEIGHT,
+    CAPTION,
+    HYPOTHESIS,
+    IMAGE,
+    LABEL,
+    QUESTION,
+    SECOND_IMAGE,
+    STATEMENT,
+    TRUTH,
+    VERDICT,
+    Examples,
+)
 from fedvision.data.federated import Spec
+from fedvision.data.texts import encode_texts
 from fedvision.gallery import TAKEN, Gallery
 from fedvision.holdings import Holdings
 from fedvision.learners.learner import Learner, is_mean_over_examples
@@ -36,7 +50,7 @@ def check_learner(learner: Learner | str, examples: Examples | None = None, spec
 
     Args:
         learner: a learner, or a registered or dotted name, built with its default settings.
-        examples: five or more training examples that the learner can learn from; random color images with labels if not given.
+        examples: five or more training examples that the learner can learn from; random color images with labels and texts if not given.
         spec: of the data that the examples come from; read off them if not given.
 
     Raises:
@@ -322,9 +336,14 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
 
 
 def _images() -> Examples:
-    """Six random images [6, 3, 32, 32] of three classes."""
-    images = torch.rand(6, 3, 32, 32, generator=generator(0, "images"))
-    return Examples({IMAGE: images, LABEL: torch.tensor([0, 1, 2, 0, 1, 2])})
+    """Six random images [6, 3, 32, 32] of three classes, with a text for all that texts are good for."""
+    first, second = (torch.rand(6, 3, 32, 32, generator=generator(0, "images", which)) for which in ("first", "second"))
+    label = torch.tensor([0, 1, 2, 0, 1, 2])
+    said = encode_texts([[f"a {color} circle"] for color in ("red", "blue", "green", "white", "pink", "brown")])
+    answers = encode_texts([[color] for color in ("red", "blue", "green", "white", "pink", "brown")])[:, None]
+    texts = dict.fromkeys((CAPTION, QUESTION, HYPOTHESIS, STATEMENT), said)
+    told = {ANSWER: answers, ANSWER_WEIGHT: torch.ones(6, 1, 1), VERDICT: label[:, None], TRUTH: label[:, None] % 2}
+    return Examples({IMAGE: first, LABEL: label, SECOND_IMAGE: second, **texts, **told})
 
 
 @contextmanager
@@ -360,6 +379,8 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 def _look_alike(one: Gallery | None, other: Gallery | None) -> bool:
     if one is None or other is None or len(one.rows) != len(other.rows) or len(one.columns) != len(other.columns):
+        return False
+    if [list(row) for row in one.notes] != [list(row) for row in other.notes]:
         return False
     pairs = zip(chain(*one.pictures), chain(*other.pictures), strict=True)
     return all((a is None) == (b is None) and (a is None or np.array_equal(a, b)) for a, b in pairs)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """What the learners of pictures and words share: the networks' sizes, views, tokens, and the slowly moving copies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal, TypeVar
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fedvision.albef.bert import TextSize
-from fedvision.albef.model import Contrastive, Followed
+from fedvision.albef.model import COPY, Contrastive, Followed
 from fedvision.albef.ranking import recalls, shortlisted
 from fedvision.albef.views import Views
 from fedvision.albef.vision import VisionSize
@@ -28,9 +28,6 @@ IDS, WORDS = "ids", "words"
 
 BATCH = 256
 """Pictures, and texts, that are looked at together where all are compared."""
-
-COPY = "_m"
-"""What the names of slowly moving copies end with, before the first dot."""
 
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -138,10 +135,7 @@ class ImageText(Learner):
         if len(spec.image_shape) != 3:
             fact = f"learners of pictures and words need images, the inputs have shape {spec.image_shape}"
             raise ExperimentError(f"{fact}; choose other data")
-        for name in self.needed:
-            if spec.fields and name not in spec.fields:
-                fact = f"the data lack the field {name!r} ({', '.join(spec.fields)})"
-                raise ExperimentError(f"{fact}; add it to data.fields, or choose data that have it")
+        check_fields(spec, self.needed)
         channels, height, width = spec.image_shape
         if self.resolution is None and height != width:
             raise ExperimentError(f"pictures of {height} x {width} are no squares; have them resized with learner.resolution")
@@ -214,7 +208,7 @@ class Aligned(ImageText):
         reranked: how many candidates of each picture and each text evaluation ranks anew by whether they match; 0: none.
     """
 
-    needed = (CAPTION,)
+    needed: ClassVar[tuple[str, ...]] = (CAPTION,)
     features: Count | None = None
     queue: Count | None = None
     temperature: Positive = 0.07
@@ -273,6 +267,18 @@ def all_texts(texts: Int[Tensor, "n wordings length"]) -> tuple[list[str], Int[T
     """All texts of all examples, an empty one for an example without any, and whose each is."""
     listed = [some or [""] for some in decode_texts(texts)]
     return [text for some in listed for text in some], torch.repeat_interleave(torch.tensor([len(some) for some in listed]))
+
+
+def check_fields(spec: Spec, names: Iterable[str]) -> None:
+    """Refuse data that say which fields they have, and lack one of these.
+
+    Raises:
+        ExperimentError: such data.
+    """
+    for name in names:
+        if spec.fields and name not in spec.fields:
+            fact = f"the data lack the field {name!r} ({', '.join(spec.fields)})"
+            raise ExperimentError(f"{fact}; add it to data.fields, or choose data that have it")
 
 
 def drawn_texts(texts: Int[Tensor, "n wordings length"], rng: torch.Generator) -> list[str]:

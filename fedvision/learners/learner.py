@@ -72,11 +72,13 @@ class Learner(ABC):
 
     Attributes:
         learns_unlabeled: whether training examples may lack a label, that is, have the label -1.
+        shown: how many examples of the test set ``pictures`` is given, at most.
         private: patterns such as ``"*.norm*"`` of the model's arrays that stay in the silo, besides those that the
             learner keeps there anyway.
     """
 
     learns_unlabeled: ClassVar[bool] = False
+    shown: ClassVar[int] = 8
     private: tuple[str, ...] = ()
 
     # ---- what every learner says ---------------------------------------------------------------------------------
@@ -165,7 +167,7 @@ class Learner(ABC):
 
         Args:
             model: as a run left it.
-            examples: the first of the test set.
+            examples: the first of the test set, ``shown`` at most.
         """
         return {}
 

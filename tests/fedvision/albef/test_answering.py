@@ -50,7 +50,7 @@ def naive_loss(network, inputs, answers, weights, alpha):
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 def test_the_loss_is_a_weighted_sum_over_tokens_divided_by_the_number_of_questions(network, inputs, answers, alpha):
     weights = torch.tensor([0.7, 0.3, 1.0, 0.5, 0.5])
-    logits, taught = network(*inputs, answers), network.teach(*inputs, answers)
+    logits, taught = network(*inputs, answers, network.teach(*inputs, answers))
     losses = telling_losses(logits, following(answers.ids, answers.mask), taught, alpha)
     ours, naive = answering_loss(losses, weights, 4), naive_loss(network, inputs, answers, weights, alpha)
     assert torch.allclose(ours, naive, atol=1e-4, rtol=1e-5)
@@ -59,7 +59,8 @@ def test_the_loss_is_a_weighted_sum_over_tokens_divided_by_the_number_of_questio
 
 
 def test_without_a_teacher_labels_alone_count(network, inputs, answers):
-    logits, targets = network(*inputs, answers), following(answers.ids, answers.mask)
+    assert network(*inputs, answers).taught is None
+    logits, targets = network(*inputs, answers).own, following(answers.ids, answers.mask)
     assert torch.equal(telling_losses(logits, targets, None, 0.4), telling_losses(logits, targets, logits, 0.0))
 
 
@@ -108,7 +109,7 @@ def test_the_first_token_is_counted_twice(network, inputs):
     with torch.no_grad():
         states, mask = network.asked(*inputs), inputs[2]
         ids = torch.tensor([[1, 7, 2], [1, 9, 2]])
-        logits = network(*inputs, Answers(ids.repeat(4, 1), torch.ones(8, 3, dtype=torch.bool), torch.arange(4).repeat_interleave(2)))
+        logits = network(*inputs, Answers(ids.repeat(4, 1), torch.ones(8, 3, dtype=torch.bool), torch.arange(4).repeat_interleave(2))).own
         p = logits.log_softmax(2)
         scores = torch.stack([2 * p[:, 0].gather(1, ids.repeat(4, 1)[:, 1:2])[:, 0] + p[:, 1, 2]]).view(4, 2)
         ranked = network.ranked(states, mask, ids, ids != 0, 2)

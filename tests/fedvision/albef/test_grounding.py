@@ -11,17 +11,17 @@ PIXELS = torch.randn(12, 17, generator=RNG)
 
 def naive_score(pixels, box):
     """The specification's, pixel by pixel."""
-    left, top, width, height = box
+    left, top, right, bottom = box
     inside = 0.0
-    for y in range(int(top), min(int(top + height), pixels.shape[0])):
-        for x in range(int(left), min(int(left + width), pixels.shape[1])):
+    for y in range(int(top), min(int(bottom), pixels.shape[0])):
+        for x in range(int(left), min(int(right), pixels.shape[1])):
             inside += float(pixels[y, x])
-    return inside / (width * height) ** 0.5
+    return inside / ((right - left) * (bottom - top)) ** 0.5
 
 
 def naive_overlap(one, two):
     """Counted pixel by pixel; boxes of whole pixels."""
-    pixels = [{(x, y) for x in range(box[0], box[0] + box[2]) for y in range(box[1], box[1] + box[3])} for box in (one, two)]
+    pixels = [{(x, y) for x in range(box[0], box[2]) for y in range(box[1], box[3])} for box in (one, two)]
     shared = pixels[0] & pixels[1]
     if len({x for x, _ in shared}) < 2 or len({y for _, y in shared}) < 2:
         return 0.0
@@ -29,17 +29,17 @@ def naive_overlap(one, two):
 
 
 def test_boxes_are_scored_by_what_is_inside():
-    boxes = torch.tensor([[0.0, 0, 17, 12], [3, 2, 5, 4], [2.7, 1.2, 6.5, 3.9], [15, 10, 6, 6], [4, 4, 1, 1]])
+    boxes = torch.tensor([[0.0, 0, 17, 12], [3, 2, 8, 6], [2.7, 1.2, 9.2, 5.1], [15, 10, 21, 16], [4, 4, 5, 5]])
     expected = [naive_score(PIXELS, box) for box in boxes.tolist()]
     assert box_scores(PIXELS, boxes).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_box_without_area_is_never_the_best():
-    boxes = torch.tensor([[3.0, 3, 0, 5], [2, 2, 4, 4], [0, 0, 0, 0]])
+    boxes = torch.tensor([[3.0, 3, 3, 8], [2, 2, 6, 6], [0, 0, 0, 0]])
     assert box_scores(-torch.ones(9, 9), boxes).argmax() == 1
 
 
-BOX = st.tuples(st.integers(0, 8), st.integers(0, 8), st.integers(1, 8), st.integers(1, 8))
+BOX = st.tuples(*[st.integers(0, 8)] * 2, *[st.integers(1, 8)] * 2).map(lambda box: (box[0], box[1], box[0] + box[2], box[1] + box[3]))
 
 
 @given(BOX, BOX)
@@ -63,4 +63,4 @@ def test_a_map_is_enlarged_to_pixels_and_keeps_its_peak():
 
 
 def test_the_most_central_box_is_the_nearest_to_the_middle():
-    assert most_central(torch.tensor([[0.0, 0, 4, 4], [6, 4, 6, 4], [12, 8, 4, 4]]), (12, 17)) == 1
+    assert most_central(torch.tensor([[0.0, 0, 4, 4], [6, 4, 12, 8], [12, 8, 16, 12]]), (12, 17)) == 1
