@@ -300,6 +300,7 @@ def _quieten(debug: bool) -> None:
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("flwr").setLevel(logging.DEBUG if debug else logging.WARNING)
+    logging.getLogger("fedvision.multimae").setLevel(logging.INFO)  # it tells what of a checkpoint a network began with
     for noisy in ("matplotlib", "PIL", "tensorboard", "filelock", "fsspec", "urllib3", "httpx", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

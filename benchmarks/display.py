@@ -28,9 +28,6 @@ from fedvision.experiment import Experiment
 from fedvision.settings import nearest
 from server.rounds import Row
 
-MOST_METRICS = 9
-"""The summary of a run has so many columns of metrics at most."""
-
 SHOWN = {"train_loss": "train", "validation_loss": "validation", "test_loss": "test", "test_accuracy": "accuracy"}
 MOST_CLIENTS = 20
 
@@ -112,18 +109,17 @@ def print_summary(console: Console, done: Run) -> None:
     table = Table(title=done.experiment.name, title_justify="left", title_style="bold")
     measured = [name for name in dict.fromkeys((*SHOWN, *rounds.columns)) if name in SHOWN or name.startswith("test_")]
     measured = [name for name in measured if name in rounds and rounds[name].notna().any()]
-    shown = measured[:MOST_METRICS]
-    for heading in ("", "round", *shown):
-        table.add_column(heading.replace("_", "\n"), justify="right" if heading else "left")
     picks = {"first": 0, "last": len(rounds) - 1}
     if rounds["test_loss"].notna().any():
         picks["best"] = int(rounds["test_loss"].argmin())
-    for label, index in sorted(picks.items(), key=lambda item: item[1]):
-        row = rounds.iloc[index]
-        table.add_row(label, str(int(row["round"])), *("-" if math.isnan(row[name]) else f"{row[name]:.4f}" for name in shown))
+    ordered = sorted(picks.items(), key=lambda item: item[1])
+    table.add_column("round")
+    for label, index in ordered:
+        table.add_column(f"{label}: {int(rounds.iloc[index]['round'])}", justify="right")
+    for name in measured:
+        values = [rounds.iloc[index][name] for _, index in ordered]
+        table.add_row(name, *("-" if math.isnan(value) else f"{value:.4f}" for value in values))
     console.print(table)
-    if len(measured) > len(shown):
-        console.print(f"and {len(measured) - len(shown)} more metrics in {done.path / 'rounds.jsonl'}", soft_wrap=True, markup=False)
     if "simulated_seconds" in rounds:
         absent = f"{rounds['dropped'].sum():.0f} times a client dropped out, {rounds['late'].sum():.0f} answers came too late"
         console.print(f"simulated wall-clock: {rounds['simulated_seconds'].sum():,.1f} s; {absent}")

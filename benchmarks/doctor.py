@@ -10,12 +10,11 @@ from importlib.util import find_spec
 from packaging.requirements import Requirement
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from fedvision.experiment import bundled
 
-EXTRAS = {"transformers": "`fedvision pseudo-labels`: pip install 'fedvision[pseudo-labels]'"}
-"""Packages that only some commands need."""
+EXTRAS = {"transformers": ("`fedvision pseudo-labels`", "pip install 'fedvision[pseudo-labels]'")}
+"""Packages that only some commands need: which, and what installs them."""
 
 OPTIONAL = {
     "docker": "real silos in containers: install Docker Engine with the compose plugin, or podman with podman-compose",
@@ -23,6 +22,12 @@ OPTIONAL = {
     "ssh-keygen": "keys of real silos: install the package openssh-client",
     "git": "the commit in a run's manifest: install the package git",
 }
+
+OK, NO, WITHOUT = "[green]ok[/]", "[red]no[/]", "[yellow]--[/]"
+"""What stands before a line: it is there, it is missing or wrong, one can do without it."""
+
+NAME_WIDTH = 20
+"""Columns of the names of packages and programs."""
 
 
 def examine(console: Console) -> int:
@@ -36,7 +41,7 @@ def examine(console: Console) -> int:
 
 
 def _packages(console: Console) -> bool:
-    table = Table(title="packages", title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2))
+    console.print("[bold]packages[/]")
     complete = True
     for line in metadata.requires("fedvision") or []:
         requirement = Requirement(line)
@@ -48,9 +53,9 @@ def _packages(console: Console) -> bool:
         except metadata.PackageNotFoundError:
             version, fits = "missing", False
         complete = complete and fits
-        advice = "" if fits else f"needs {requirement.specifier or 'any version'}: run `make setup`"
-        table.add_row("[green]ok[/]" if fits else "[red]no[/]", requirement.name, version, advice)
-    console.print(table, "")
+        advice = "" if fits else f"  needs {requirement.specifier or 'any version'}: run `make setup`"
+        _tell(console, OK if fits else NO, requirement.name, f"{version}{advice}")
+    console.print()
     return complete
 
 
@@ -69,21 +74,26 @@ def _devices(console: Console) -> None:
 
 
 def _optional(console: Console) -> None:
-    table = Table(title="optional parts", title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2))
-    for package, purpose in EXTRAS.items():
-        there = find_spec(package) is not None
-        table.add_row(
-            "[green]ok[/]" if there else "[yellow]--[/]",
-            package,
-            metadata.version(package) if there else f"not found; for {escape(purpose)}",
-        )
+    console.print("[bold]optional parts[/]")
+    for package, (purpose, command) in EXTRAS.items():
+        if find_spec(package) is not None:
+            _tell(console, OK, package, metadata.version(package))
+        else:
+            _tell(console, WITHOUT, package, f"not found; for {purpose}, run", command)
     for program, purpose in OPTIONAL.items():
         found = shutil.which(program)
-        table.add_row("[green]ok[/]" if found else "[yellow]--[/]", program, found or f"not found; for {purpose}")
+        _tell(console, OK if found else WITHOUT, program, found or f"not found; for {purpose}")
     writable = os.access(".", os.W_OK)
     free = shutil.disk_usage(".").free / 2**30
-    state = "writable" if writable else "not writable"
-    table.add_row("[green]ok[/]" if writable else "[red]no[/]", "this folder", f"{state}, {free:.0f} GiB free")
-    table.add_row("[green]ok[/]", "bundled experiments", ", ".join(bundled()))
-    table.add_row("[green]ok[/]", "interpreter", sys.executable)
-    console.print(table, "")
+    _tell(console, OK if writable else NO, "this folder", f"{'writable' if writable else 'not writable'}, {free:.0f} GiB free")
+    _tell(console, OK, "bundled experiments", f"{len(bundled())}, see `fedvision list experiments`")
+    _tell(console, OK, "interpreter", sys.executable)
+    console.print()
+
+
+def _tell(console: Console, mark: str, name: str, *lines: str) -> None:
+    """Print what was found of something. No line is cut or broken, whatever the width: what is to be copied stays in one piece."""
+    first, *others = map(escape, lines)
+    console.print(f"  {mark}  {name:<{NAME_WIDTH}}  {first}", soft_wrap=True, highlight=False)
+    for line in others:
+        console.print(f"{' ' * (NAME_WIDTH + 8)}{line}", soft_wrap=True, highlight=False)

@@ -102,7 +102,8 @@ def read(path: str | Path, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tens
     """
     path = Path(path)
     if not path.is_file():
-        raise ExperimentError(f"there is no checkpoint {path}; give the path of a file")
+        fact = f"{path} is a folder, no checkpoint" if path.is_dir() else f"there is no checkpoint {path}"
+        raise ExperimentError(f"{fact}; give the path of a file, such as a run's model.safetensors")
     if path.suffix == ".safetensors":
         return flat(_opened(path), wrappers, str(path))
     return flat(_unpickled(path), wrappers, str(path))

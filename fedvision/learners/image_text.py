@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import blake2b
 from typing import ClassVar, Literal, TypeVar
 
 import torch
@@ -115,6 +116,11 @@ class ImageText(Learner):
     def pieces(self) -> WordPiece:
         """The tokenizer."""
         return WordPiece.of_file(self.vocabulary)
+
+    @property
+    def digest(self) -> str:
+        """Of the vocabulary."""
+        return blake2b("\n".join(self.pieces.words).encode(), digest_size=8).hexdigest()
 
     @property
     def size(self) -> Size:

@@ -45,6 +45,23 @@ def masks_of(visible: Int[Tensor, "b k"], spans: Mapping[str, slice]) -> Masks:
     return {name: masked[:, span] for name, span in spans.items()}
 
 
+def visible_of(masks: Masks) -> Int[Tensor, "b k"]:
+    """The visible patches of masks of your own: what ``Autoencoder`` takes. The inverse of ``masks_of``.
+
+    Args:
+        masks: of every input, in their order; each example shows as many patches as the others, at least one.
+
+    Raises:
+        DataError: examples that show different numbers of patches, or none.
+    """
+    shown = ~torch.cat(list(masks.values()), dim=1)
+    counts = shown.sum(1)
+    if counts.unique().numel() != 1 or not counts[0]:
+        fact = f"examples of these masks show {', '.join(map(str, counts.tolist()[:10]))} patches"
+        raise DataError(f"{fact}; mask so many of each that all show the same number, or give the examples one by one")
+    return shown.nonzero()[:, 1].reshape(len(shown), -1)
+
+
 def dirichlet(present: Bool[Tensor, "b t"], alpha: float, rng: np.random.Generator, subsets: bool = False) -> Float[Tensor, "b t"]:
     """Each row's shares of the modalities that it has, from a symmetric Dirichlet distribution; 0 for the others.
 

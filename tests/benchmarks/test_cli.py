@@ -1,7 +1,9 @@
 import io
+import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -15,6 +17,7 @@ from strategies.fedsgd import FedSGD
 
 LIGHT = """
 import sys
+from types import SimpleNamespace
 sys.argv = {argv!r}
 try:
     from fedvision.__main__ import main
@@ -46,6 +49,7 @@ def test_a_run_prints_quiet_lines_a_summary_and_its_folder(fedvision, here):
     lines = ended.out.splitlines()
     assert [line.split()[1] for line in lines[:4]] == ["0/3", "1/3", "2/3", "3/3"]
     assert "first" in ended.out and "last" in ended.out
+    assert re.search(r"test_loss +│ +\d+\.\d{4} │", ended.out), "numbers are whole in a window of 80 columns"
     assert "run folder: out" in ended.out
     assert "\x1b" not in ended.out, "escape codes although this is no terminal"
 
@@ -113,7 +117,17 @@ def test_the_card_of_a_partition_is_printed_and_drawn(fedvision, here):
 def test_the_doctor_finds_this_installation_healthy(fedvision):
     ended = fedvision("doctor")
     assert ended.status == 0
-    assert "FedVision can run." in ended.out and "torch" in ended.out and "quickstart" in ended.out
+    assert "FedVision can run." in ended.out and "torch" in ended.out and "`fedvision list experiments`" in ended.out
+
+
+def test_the_doctor_breaks_no_line_whatever_the_width(fedvision, monkeypatch):
+    interpreter = "/home" + "/a-long-name" * 20 + "/bin/python"
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("benchmarks.doctor.sys", SimpleNamespace(executable=interpreter))
+    monkeypatch.setattr("benchmarks.doctor.find_spec", lambda name: None)
+    lines = [line.strip() for line in fedvision("doctor").out.splitlines()]
+    assert f"ok  interpreter           {interpreter}" in lines
+    assert "pip install 'fedvision[pseudo-labels]'" in lines, "the command that is to be copied has a line of its own"
 
 
 def test_clients_that_fail_are_named_at_the_end_and_in_the_exit_status(fedvision, here, monkeypatch):

@@ -278,6 +278,20 @@ def test_batches_that_do_not_fit_are_refused(batch, settings, reason):
 
 
 @pytest.mark.slow
+def test_a_step_of_the_papers_size_has_finite_gradients():
+    learner, rng = Experiment.load("multimae-imagenet").build_learner(), generator(0, "paper")
+    ids = torch.randint(133, (2, 256, 256), generator=rng, dtype=torch.uint8)
+    fields = {"image": torch.rand(2, 3, 256, 256, generator=rng), "depth": torch.rand(2, 1, 256, 256, generator=rng), "semseg": ids}
+    model = learner.build(Spec((3, 256, 256), 0, tuple(fields)), rng).train()
+    batch = learner.train_view(Examples(fields), rng)
+    assert batch.fields[VISIBLE].shape == (2, 98)
+    learner.loss(model, batch, 0.0, rng).total.backward()
+    gradients = {name: param.grad for name, param in model.named_parameters() if param.requires_grad}
+    assert len(gradients) == 351 - 7, "all but the positions"
+    assert all(slope.isfinite().all() and slope.any() for slope in gradients.values())
+
+
+@pytest.mark.slow
 def test_the_tiny_run_reaches_the_marks_of_the_specification(tmp_path):
     """Against predictions that know the training set's averages only, at the same masked patches; and across modalities."""
     done = run("multimae-tiny", {"data.draw_seed": 1}, out=tmp_path / "run", draw=False)

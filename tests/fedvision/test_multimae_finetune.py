@@ -91,6 +91,16 @@ def test_it_begins_with_what_pre_training_has_learned(tmp_path):
     assert not embeddings[5].any(), "the class of what is not known"
 
 
+def test_the_command_tells_what_a_checkpoint_gave(tmp_path, fedvision, caplog):
+    small = {**NETWORK, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+    save_file(MultiMAE(**small).build(SPEC, generator(7, "before")).state_dict(), tmp_path / "before.safetensors")
+    settings = {f"learner.{name}": value for name, value in NETWORK.items()} | {"learner.checkpoint": tmp_path / "before.safetensors"}
+    settings |= {"rounds": 0, "data.examples": 24, "data.test_examples": 4}
+    ended = fedvision("run", "multimae-finetune-tiny", *(f"--set={name}={value}" for name, value in settings.items()))
+    assert ended.status == 0
+    assert "inputs found: rgb; outputs that begin anew: semseg;" in caplog.text and "unexpected: input_adapters.depth" in caplog.text
+
+
 def test_mixing_mixes_all_modalities_and_the_labels_alike(batch):
     learner = tuning(inputs=("rgb", "depth"), mixup=0.8, cutmix=0.0)
     model = learner.build(SPEC, generator(0, "model"))

@@ -66,11 +66,23 @@ def counting(client: int, message: Message, context: Context) -> MetricRecord:
     return MetricRecord({"client": client, "times": times, "process": os.getpid()})
 
 
+def meeting(client: int, message: Message, context: Context) -> MetricRecord:
+    """As ``counting``, once two processes have come to the folder: none can answer for all before another is up."""
+    folder = Path(str(context.run_config["folder"]))
+    (folder / str(os.getpid())).touch()
+    deadline = time.monotonic() + 60
+    while len(list(folder.iterdir())) < 2:
+        if time.monotonic() > deadline:
+            raise TimeoutError("no other process came")
+        time.sleep(0.01)
+    return counting(client, message, context)
+
+
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 
-def test_answers_come_in_partition_order_from_several_processes_and_a_client_that_raises_is_one_of_them():
-    with RayGrid(app_of(counting), {}, 9, workers=2, clients_per_task=1) as grid:
+def test_answers_come_in_partition_order_from_several_processes_and_a_client_that_raises_is_one_of_them(tmp_path: Path):
+    with RayGrid(app_of(meeting), {"folder": str(tmp_path)}, 9, workers=2, clients_per_task=1) as grid:
         answers = list(grid.send_and_receive(messages(8, 3, 2, 1, 7, 0, 5)))
     assert [answer.metadata.src_node_id for answer in answers] == [0, 1, 2, 3, 5, 7, 8]
     assert [answer.has_error() for answer in answers] == [False, False, True, False, False, False, False]

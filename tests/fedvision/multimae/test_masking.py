@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvision.errors import DataError
-from fedvision.multimae.masking import dirichlet, drawn, kept, masks_of, wished
+from fedvision.multimae.masking import dirichlet, drawn, kept, masks_of, visible_of, wished
 from fedvision.seeds import generator
 
 NAMES = ("rgb", "depth", "semseg")
@@ -21,6 +21,20 @@ def test_masks_are_the_references(arrays, prefix, visible):
     masks = masks_of(keep, {name: slice(i * n, (i + 1) * n) for i, name in enumerate(NAMES)})
     for name in NAMES:
         assert torch.equal(masks[name].long(), arrays[f"{prefix}/task_mask_{name}"].long())
+
+
+@pytest.mark.golden
+def test_masks_of_ones_own_show_each_example_as_many_patches_as_they_say(arrays):
+    """The reference gives every example as many as the whole batch has, and one global token: 25 instead of 8 + 1."""
+    masks = {name: arrays[f"mask/task_mask_{name}"].bool() for name in NAMES}
+    assert arrays["quirk/encoder_tokens_with_explicit_masks_B3"] == 3 * 8 + 1
+    assert torch.equal(visible_of(masks), arrays["mask/ids_keep"].sort(1).values)
+
+
+@pytest.mark.parametrize("masked", [[[True, False], [False, False]], [[True, True], [True, True]]])
+def test_masks_that_show_different_numbers_or_nothing_are_refused(masked):
+    with pytest.raises(DataError, match=r"examples of these masks show . *, . patches"):
+        visible_of({"rgb": torch.tensor(masked)})
 
 
 def naive_wish(share, noise, visible):
