@@ -78,7 +78,7 @@ PRESETS = {
     "MultiMAE, ViT-B at 224 pixels, 2 pictures": Preset(
         "multimae-imagenet", Spec((3, 224, 224), 0, ("image", "depth", "semseg")), 2, {"learner.crop_scale": [1.0, 1.0]}
     ),
-    "ALBEF, tiny": Preset("albef-tiny", Spec((3, 32, 32), 4, ("image", "caption")), 32, {}),
+    "ALBEF, tiny": Preset("albef-tiny", Spec((3, 32, 32), 4, ("image", "caption")), 48, {}),
     "ALBEF, narrow at 128 pixels, 256 patches, 8 pictures": Preset("albef-tiny", Spec((3, 128, 128), 4, ("image", "caption")), 8, {}),
 }
 

@@ -14,7 +14,7 @@ from fedvision.albef.vision import image_encoder
 from fedvision.data import Examples, Spec
 from fedvision.data.texts import decode_texts
 from fedvision.learners.albef import ALBEF
-from fedvision.seeds import generator
+from fedvision.seeds import generator, global_generators
 from fedvision.wordpiece import cleaned_caption
 
 
@@ -72,22 +72,18 @@ class Network(nn.Module):
 
 def plain_albef(learner: ALBEF, model: Any, examples: Examples, preset: Any, optimizer: dict[str, Any]) -> Callable[[int], None]:
     """Steps of training by hand."""
-    network = Network(learner, preset.spec)
-    slow = copy.deepcopy(network).requires_grad_(False)
-    judge, temperature = nn.Linear(learner.size.text.width, 2), nn.Parameter(torch.tensor(learner.temperature))
+    with global_generators(generator(0, "plain model")):
+        network, judge = Network(learner, preset.spec), nn.Linear(learner.size.text.width, 2)
+    slow, temperature = copy.deepcopy(network).requires_grad_(False), nn.Parameter(torch.tensor(learner.temperature))
     trained = [*network.parameters(), *judge.parameters(), temperature]
     groups = [
         {"params": [param for param in trained if param.ndim != 1], "weight_decay": optimizer["weight_decay"]},
         {"params": [param for param in trained if param.ndim == 1], "weight_decay": 0.0},
     ]
     captions, pieces, alpha = [texts[0] for texts in decode_texts(examples.fields["caption"])], learner.pieces, learner.alpha
-    queue = learner.queue or learner.size.queue
-    images_before, texts_before = (
-        F.normalize(torch.randn_like(side), dim=0) for side in model.image_queue.new_empty(2, *model.image_queue.shape)
-    )
+    queue, images_before, texts_before = learner.queue or learner.size.queue, model.image_queue.clone(), model.text_queue.clone()
 
     def train(steps: int) -> None:
-        nonlocal temperature
         rng, place, b = generator(0, "plain"), 0, preset.batch
         normalized = image_normalization(3)
         adamw = torch.optim.AdamW(groups, lr=optimizer["lr"])
@@ -126,7 +122,8 @@ def plain_albef(learner: ALBEF, model: Any, examples: Examples, preset: Any, opt
             (itc + itm + mlm).backward()
             adamw.step()
             with torch.no_grad():
-                images_before[:, place : place + b], texts_before[:, place : place + b] = image_slow.T, text_slow.T
+                oldest = torch.arange(place, place + b) % queue
+                images_before[:, oldest], texts_before[:, oldest] = image_slow.T, text_slow.T
                 place = (place + b) % queue
                 temperature.clamp_(0.001, 0.5)
                 torch._foreach_lerp_(list(slow.parameters()), list(network.parameters()), 1 - learner.momentum)

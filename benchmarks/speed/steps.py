@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -18,11 +18,13 @@ import torch
 from torch import nn
 
 import benchmarks
-from benchmarks.speed.learners import CAPTION, PRESETS, Loop, Preset, drawn, ours
-from fedvision.data import Spec
+from benchmarks.speed.learners import CAPTION, PRESETS, Preset, drawn
+from fedvision.data import Examples, Spec
 from fedvision.errors import EngineError
 from fedvision.experiment import Experiment
-from fedvision.seeds import generator
+from fedvision.holdings import Holdings
+from fedvision.seeds import generator, global_generators
+from fedvision.silo import Silo
 from fedvision.wordpiece import SPECIAL
 
 VOCABULARY = "a vocabulary"
@@ -66,6 +68,21 @@ class Step(NamedTuple):
     finite: bool
 
 
+class Clock:
+    """When the use of each batch ended: seconds, and those of the processor."""
+
+    def __init__(self) -> None:
+        self.wall: list[float] = []
+        self.processor: list[float] = []
+
+    def watched(self, batches: Iterable[Examples]) -> Iterator[Examples]:
+        """The batches; one is over when the next is asked for."""
+        for batch in batches:
+            yield batch
+            self.wall.append(time.perf_counter())
+            self.processor.append(time.process_time())
+
+
 def measured(preset: Preset, steps: int = 2) -> Step:
     """Train in this process; the first step is not counted.
 
@@ -82,10 +99,12 @@ def measured(preset: Preset, steps: int = 2) -> Step:
         learner: Any = experiment.build_learner()
         model = learner.build(preset.spec, generator(0, "model"))
     optimizer = {key: value for key, value in experiment.strategy.settings["client_optimizer"].items() if key != "keep"}
-    train = ours(learner, model, drawn(preset.spec), preset, optimizer)
-    spent = [later - sooner for sooner, later in zip(_spent(train, 1), _spent(train, 1 + steps), strict=True)]
+    holdings, rng, clock = Holdings.of(learner, model), generator(0, "ours"), Clock()
+    with global_generators(rng):
+        silo = Silo(learner, model, holdings.shared, drawn(preset.spec), None, rng, 0.0, 1.0, holdings)
+        silo.descend(clock.watched(silo.batches(preset.batch, steps=1 + steps)), optimizer)
+    seconds, processor_seconds = ((ends[-1] - ends[0]) / steps for ends in (clock.wall, clock.processor))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    seconds, processor_seconds = (each / steps for each in spent)
     return Step(seconds, processor_seconds, peak, sum(param.numel() for param in model.parameters()), _finite(model))
 
 
@@ -101,13 +120,6 @@ def alone(name: str, threads: int, steps: int = 2) -> Step:
         raise EngineError(f"the process of {name} ended with status {done.returncode}; its last words:\n{done.stderr[-3000:]}")
     told: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return Step(**told)
-
-
-def _spent(train: Loop, steps: int) -> tuple[float, float]:
-    """Seconds, and those of the processor."""
-    start, computed = time.perf_counter(), time.process_time()
-    train(steps)
-    return time.perf_counter() - start, time.process_time() - computed
 
 
 def _finite(model: nn.Module) -> bool:

@@ -284,7 +284,7 @@ def test_a_step_as_large_as_published_has_finite_gradients_and_fits_into_memory(
     free = int(re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())[1]) / 2**20
     if free < 10:
         pytest.skip(f"needs 10 GiB of memory, {free:.1f} are free")
-    found = steps.alone("ALBEF, ViT-B and BERT at 256 pixels, 2 pictures", threads=2, steps=1)
+    found = steps.alone("ALBEF, ViT-B and BERT at 256 pixels, 2 pictures", threads=1, steps=1)
     assert found.finite and found.parameters == 419_873_911 and found.gibibytes < 12
     assert found.seconds > 0 and found.processor_seconds > 0
 
