@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.runs import Run
 from fedvision.albef import weights as albef
+from fedvision.albef.assignment import Assignment
 from fedvision.albef.model import Followed
 from fedvision.checkpoints import Converted
 from fedvision.data import FederatedData
@@ -73,7 +74,7 @@ def _layouts(model: nn.Module) -> dict[Layout, Convert]:
     """Those that a model can be written in, its paper's first."""
     if isinstance(model, Trunk):
         return {"multimae": _whole, "timm": multimae.to_timm}
-    if isinstance(model, Followed):
+    if isinstance(model, Followed | Assignment):
         return {"albef": _whole, "timm": albef.to_timm}
     return {}
 

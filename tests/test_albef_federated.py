@@ -7,6 +7,8 @@ from safetensors.torch import load_file
 
 from benchmarks import run
 from fedvision.arrays import unpack
+from fedvision.errors import RunError
+from fedvision.wordpiece import WordPiece
 from server.checkpoint import Checkpoint
 
 SMALL = {
@@ -82,3 +84,14 @@ def test_strategies_of_every_kind_train_it(here, strategy):
     kept = {key: value for key, value in SMALL.items() if not key.startswith("strategy.")}
     done = run("albef-silos", {**kept, "rounds": 1, "strategy": {"name": strategy, **steps}}, draw=False, out=here / "run")
     assert np.isfinite(done.rounds["test_loss"]).all()
+
+
+def test_a_run_with_another_vocabulary_is_another_run(here):
+    words = list(WordPiece.of_file("scenes").words)
+    file = here / "vocab.txt"
+    file.write_text("\n".join(words))
+    own = {"learner.vocabulary": str(file), "rounds": 1}
+    trained(here / "run", **own)
+    file.write_text("\n".join([*words[:-2], words[-1], words[-2]]))
+    with pytest.raises(RunError, match="holds a run of another"):
+        trained(here / "run", resume=True, **own)

@@ -50,6 +50,25 @@ def contrastive_loss(similarities: Float[Tensor, "b c"], targets: Float[Tensor, 
     return -(targets * similarities.log_softmax(1)).sum(1).mean()
 
 
+def alignment_loss(
+    own: tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]],
+    taught: tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]],
+    positive: Bool[Tensor, "b c"],
+    alpha: float,
+) -> Float[Tensor, ""]:
+    """The mean of ``contrastive_loss`` of both directions, from images to texts and from texts to images.
+
+    Args:
+        own: similarities of each direction.
+        taught: the teacher's.
+        positive: the candidates that belong to each example, in both directions.
+        alpha: weight of the teacher, in [0, 1].
+    """
+    truth = shared_out(positive)
+    pairs = zip(own, taught, strict=True)
+    return torch.stack([contrastive_loss(similar, distilled(truth, advice, alpha)) for similar, advice in pairs]).mean()
+
+
 # ---- pairs that match or do not (ITM) -------------------------------------------------------------------------------
 
 
@@ -86,8 +105,25 @@ def drawn_negatives(weights: Float[Tensor, "b b"], rng: torch.Generator) -> Nega
     return Negatives(rows, torch.multinomial(weights[rows].cpu(), 1, generator=rng)[:, 0].to(weights.device))
 
 
+def negatives(
+    to_texts: Float[Tensor, "b b"] | None, to_images: Float[Tensor, "b b"] | None, same: Bool[Tensor, "b b"], rng: torch.Generator
+) -> tuple[Negatives, Negatives]:
+    """For texts an image each that does not match, then for images a text each.
+
+    Args:
+        to_texts: similarities of images to texts; None: all as likely.
+        to_images: of texts to images.
+        same: those that match.
+        rng: for the draws.
+    """
+    for_texts, for_images = (drawn_negatives(negative_weights(similar, same), rng) for similar in (to_images, to_texts))
+    return for_texts, for_images
+
+
 def matching_loss(logits: Float[Tensor, "pairs 2"], matching: int) -> Float[Tensor, ""]:
-    """Mean cross-entropy of pairs of which the first ``matching`` match; class 1: they do."""
+    """Mean cross-entropy of pairs of which the first ``matching`` match; class 1: they do. 0 where all match: nothing is told apart."""
+    if len(logits) == matching:
+        return logits.new_zeros(())
     return F.cross_entropy(logits, (torch.arange(len(logits), device=logits.device) < matching).long())
 
 

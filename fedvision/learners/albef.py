@@ -11,6 +11,7 @@ Source: Align before Fuse, arXiv 2107.07651; what the paper leaves open from wha
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,14 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedvision.albef import losses
-from fedvision.albef.losses import UNSELECTED, MaskedWords, Negatives
-from fedvision.albef.model import Pretraining, Similarities, Taught
+from fedvision.albef.losses import UNSELECTED, MaskedWords
+from fedvision.albef.model import Choose, Pretraining, Taught
 from fedvision.albef.pictures import Subject, galleries, painted
 from fedvision.albef.views import image_normalization
 from fedvision.data.examples import CAPTION, IMAGE, Examples
 from fedvision.data.federated import Spec
 from fedvision.gallery import Gallery
-from fedvision.learners.image_text import BATCH, IDS, WORDS, Aligned, drawn_texts, texts_of
+from fedvision.learners.aligned import Aligned
+from fedvision.learners.image_text import BATCH, IDS, WORDS, drawn_texts, texts_of
 from fedvision.learners.learner import Loss
 from fedvision.metrics import Metrics
 from fedvision.registry import learners
@@ -77,9 +79,7 @@ class ALBEF(Aligned):
         Raises:
             ExperimentError: data that are no pictures or have no captions; sizes that do not fit; a vocabulary or checkpoint that does not.
         """
-        vision, text = self.vision_size(spec), self.text_size()
-        features, queue = self.features or self.size.features, self.queue or self.size.queue
-        return self.begun(Pretraining(vision, text, features, queue, rng, self.temperature, self.deviation, self.xavier))
+        return self.built(Pretraining, spec, rng)
 
     # ---- batches -------------------------------------------------------------------------------------------------
 
@@ -115,34 +115,19 @@ class ALBEF(Aligned):
         targets = fields[TARGETS]
         selected = targets != UNSELECTED
         taught = Taught(*(fields.get(name) for name in TAUGHT)) if self.contrastive else None  # type: ignore[arg-type]
-        seen = model(fields[IMAGE], fields[IDS], fields[WORDS], self._chooser(len(batch), rng), taught, fields[MASKED], selected)
+        seen = model(fields[IMAGE], fields[IDS], fields[WORDS], self._chooser(batch, rng), taught, fields[MASKED], selected)
         parts = {}
         if seen.own is not None:
-            parts["itc"] = self._contrastive(seen.own, seen.taught, alpha if "itc" in self.distilled else 0.0)
-        alone = len(seen.matches) == len(batch)
-        parts["itm"] = seen.matches.new_zeros(()) if alone else losses.matching_loss(seen.matches, len(batch))
+            positive = torch.eye(*seen.own[0].shape, dtype=torch.bool, device=batch.device)
+            parts["itc"] = losses.alignment_loss(seen.own, seen.taught, positive, alpha if "itc" in self.distilled else 0.0)
+        parts["itm"] = losses.matching_loss(seen.matches, len(batch))
         parts["mlm"] = losses.word_loss(seen.words, targets[selected], seen.taught_words, alpha)
         return Loss(torch.stack(list(parts.values())).sum(), parts)
 
-    @staticmethod
-    def _contrastive(own: Similarities, taught: Similarities, alpha: float) -> Tensor:
-        """The mean of both directions."""
-        truth = losses.shared_out(torch.eye(*own[0].shape, dtype=torch.bool, device=own[0].device))
-        pairs = zip(own, taught, strict=True)
-        return torch.stack([losses.contrastive_loss(each, losses.distilled(truth, advice, alpha)) for each, advice in pairs]).mean()
-
-    def _chooser(self, number: int, rng: torch.Generator) -> Callable[[Tensor | None, Tensor | None], tuple[Negatives, Negatives]]:
-        """Draws for texts an image each that does not match, then for images a text each."""
-
-        def choose(to_texts: Tensor | None, to_images: Tensor | None) -> tuple[Negatives, Negatives]:
-            same = torch.eye(number, dtype=torch.bool, device=None if to_texts is None else to_texts.device)
-            first, second = (
-                losses.drawn_negatives(losses.negative_weights(each if self.hard_negatives else None, same), rng)
-                for each in (to_images, to_texts)
-            )
-            return first, second
-
-        return choose
+    def _chooser(self, batch: Examples, rng: torch.Generator) -> Choose:
+        """Draws pairs that do not match."""
+        same = torch.eye(len(batch), dtype=torch.bool, device=batch.device)
+        return partial(losses.negatives, same=same, rng=rng) if self.hard_negatives else lambda *_: losses.negatives(None, None, same, rng)
 
     # ---- state ---------------------------------------------------------------------------------------------------
 

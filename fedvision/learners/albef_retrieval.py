@@ -5,6 +5,7 @@ Source: Align before Fuse, arXiv 2107.07651, sections 5 and 6; what the paper le
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,13 +14,13 @@ from torch.nn import functional as F
 
 from fedvision.albef import gradcam, losses
 from fedvision.albef.grounding import FOUND, box_scores, enlarged, most_central, overlaps
-from fedvision.albef.losses import Negatives
 from fedvision.albef.model import Taught
 from fedvision.albef.retrieval import Retrieval
 from fedvision.data.examples import BOX, CAPTION, EXPRESSION, IMAGE, PROPOSALS, Examples
 from fedvision.data.federated import Spec
 from fedvision.learners.about_pictures import told
-from fedvision.learners.image_text import BATCH, IDS, WORDS, Aligned, check_fields, drawn_texts, first_texts, texts_of
+from fedvision.learners.aligned import Aligned
+from fedvision.learners.image_text import BATCH, IDS, WORDS, check_fields, drawn_texts, first_texts, texts_of
 from fedvision.learners.learner import Loss
 from fedvision.metrics import Metrics, total
 from fedvision.registry import learners
@@ -82,9 +83,7 @@ class ALBEFRetrieval(Aligned):
                 not.
         """
         check_fields(spec, [self.trained_on])
-        vision, text = self.vision_size(spec), self.text_size()
-        features, queue = self.features or self.size.features, self.queue or self.size.queue
-        return self.begun(Retrieval(vision, text, features, queue, rng, self.temperature, self.deviation, self.xavier))
+        return self.built(Retrieval, spec, rng)
 
     # ---- batches -------------------------------------------------------------------------------------------------
 
@@ -112,19 +111,11 @@ class ALBEFRetrieval(Aligned):
     def loss(self, model: Callable[..., Any], batch: Examples, progress: float, rng: torch.Generator) -> Loss:
         """The sum of the losses of comparing and of matching; its parts, each by itself."""
         fields, positive = batch.fields, batch.fields[POSITIVE]
-        same = positive[:, : len(batch)]
-
-        def choose(to_texts: Tensor, to_images: Tensor) -> tuple[Negatives, Negatives]:
-            for_texts, for_images = (losses.negative_weights(each, same) for each in (to_images, to_texts))
-            return losses.drawn_negatives(for_texts, rng), losses.drawn_negatives(for_images, rng)
-
+        choose = partial(losses.negatives, same=positive[:, : len(batch)], rng=rng)
         taught = Taught(fields[TAUGHT[0]], fields[TAUGHT[1]], None)
         seen = model(fields[IMAGE], fields[IDS], fields[WORDS], choose, taught)
-        truth, alpha = losses.shared_out(positive), self.alpha_at(progress)
-        pairs = zip(seen.own, seen.taught, strict=True)
-        itc = torch.stack([losses.contrastive_loss(own, losses.distilled(truth, advice, alpha)) for own, advice in pairs]).mean()
-        alone = len(seen.matches) == len(batch)
-        itm = seen.matches.new_zeros(()) if alone else losses.matching_loss(seen.matches, len(batch))
+        itc = losses.alignment_loss(seen.own, seen.taught, positive, self.alpha_at(progress))
+        itm = losses.matching_loss(seen.matches, len(batch))
         return Loss(itc + itm, {"itc": itc, "itm": itm})
 
     def follow(self, model: nn.Module, batch: Examples, progress: float) -> None:

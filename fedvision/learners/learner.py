@@ -156,6 +156,11 @@ class Learner(ABC):
         The private arrays are then the initial model's: a moving average, for one, must begin at the weights it follows.
         """
 
+    @property
+    def digest(self) -> str:
+        """A fingerprint of what the settings name without saying what is in it, as a vocabulary; a run with another is another run."""
+        return ""
+
     def head(self, model: nn.Module) -> nn.Module | None:
         """The classifier head within ``model``, for strategies that look at it; None if there is none."""
         return None

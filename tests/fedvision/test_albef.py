@@ -9,8 +9,9 @@ from fedvision.data.texts import encode_texts
 from fedvision.errors import DataError, ExperimentError
 from fedvision.holdings import Holdings
 from fedvision.learners.albef import ALBEF, MASKED, TARGETS
+from fedvision.learners.aligned import all_texts
 from fedvision.learners.check import check_learner
-from fedvision.learners.image_text import IDS, WORDS, all_texts, drawn_texts
+from fedvision.learners.image_text import IDS, WORDS, drawn_texts
 from fedvision.seeds import generator
 from fedvision.silo import Silo
 
