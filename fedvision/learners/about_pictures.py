@@ -18,7 +18,7 @@ from fedvision.settings import Count
 from fedvision.wordpiece import Tokens
 
 
-class Judged(NamedTuple):
+class Outcomes(NamedTuple):
     """What was measured of texts, those of a picture one after the other.
 
     Attributes:
@@ -58,7 +58,7 @@ class AboutPictures(ImageText):
         """A text as it is cut into tokens."""
 
     @abstractmethod
-    def judged(self, model: nn.Module, batch: Examples, pictures: Examples) -> Judged:
+    def judged(self, model: nn.Module, batch: Examples, pictures: Examples) -> Outcomes:
         """What is said of all texts of a batch, looking at the pictures of another; without gradients."""
 
     @abstractmethod
@@ -98,7 +98,7 @@ class AboutPictures(ImageText):
         return total(self._measured(self.judged(model, part, part), len(part)) for part in batch.batches(BATCH))
 
     @staticmethod
-    def _measured(judged: Judged, pictures: int) -> Metrics:
+    def _measured(judged: Outcomes, pictures: int) -> Metrics:
         share = 1 / judged.owner.bincount(minlength=pictures).clamp(min=1)
         loss = (judged.costs.double() * share[judged.owner]).sum()
         right = (judged.right.double().sum(), torch.tensor(len(judged.right)))

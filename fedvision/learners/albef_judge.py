@@ -16,7 +16,7 @@ from fedvision.albef.bert import TextSize
 from fedvision.albef.judge import Entailment, Judge, PairReasoning
 from fedvision.data.examples import HYPOTHESIS, IMAGE, SECOND_IMAGE, STATEMENT, TRUTH, VERDICT, Examples
 from fedvision.data.federated import Spec
-from fedvision.learners.about_pictures import AboutPictures, Judged, at, drawn_places, in_parts, listed, present, told
+from fedvision.learners.about_pictures import AboutPictures, Outcomes, at, drawn_places, in_parts, listed, present, told
 from fedvision.learners.image_text import IDS, WORDS, texts_of
 from fedvision.learners.learner import Loss
 from fedvision.registry import learners
@@ -84,17 +84,17 @@ class Judging(AboutPictures):
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
-    def judged(self, model: nn.Module, batch: Examples, pictures: Examples) -> Judged:
+    def judged(self, model: nn.Module, batch: Examples, pictures: Examples) -> Outcomes:
         """See ``AboutPictures``."""
         assert isinstance(model, Judge)
         texts, owner, place = told(batch, self.texts)
         verdicts = batch.fields[self.verdicts][owner, place]
         if not texts:
-            return Judged(torch.zeros(0), torch.zeros(0), owner)
+            return Outcomes(torch.zeros(0), torch.zeros(0), owner)
         tokens, (ids, mask) = model.looked(self.seen(pictures)), self.tokenized(texts, batch.device)
         parts = in_parts(owner, ids, mask)
         logits = torch.cat([model.judged([each[who] for each in tokens], some, there) for who, some, there in parts])
-        return Judged(F.cross_entropy(logits, verdicts, reduction="none"), (logits.argmax(1) == verdicts).double(), owner)
+        return Outcomes(F.cross_entropy(logits, verdicts, reduction="none"), (logits.argmax(1) == verdicts).double(), owner)
 
     def constant(self, examples: Examples) -> float:
         """See ``AboutPictures``."""

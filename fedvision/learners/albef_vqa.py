@@ -18,7 +18,7 @@ from fedvision.albef.answering import Answering, Answers, answering_loss, follow
 from fedvision.data.examples import ANSWER, ANSWER_WEIGHT, IMAGE, QUESTION, Examples
 from fedvision.data.federated import Spec
 from fedvision.errors import ExperimentError
-from fedvision.learners.about_pictures import AboutPictures, Judged, at, drawn_places, in_parts, listed, present, told
+from fedvision.learners.about_pictures import AboutPictures, Outcomes, at, drawn_places, in_parts, listed, present, told
 from fedvision.learners.image_text import IDS, WORDS, texts_of
 from fedvision.learners.learner import Loss
 from fedvision.registry import learners
@@ -144,12 +144,12 @@ class ALBEFAnswering(AboutPictures):
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
-    def judged(self, model: nn.Module, batch: Examples, pictures: Examples) -> Judged:
+    def judged(self, model: nn.Module, batch: Examples, pictures: Examples) -> Outcomes:
         """See ``AboutPictures``."""
         assert isinstance(model, Answering)
         texts, owner, place = told(batch, QUESTION)
         if not texts:
-            return Judged(torch.zeros(0), torch.zeros(0), owner)
+            return Outcomes(torch.zeros(0), torch.zeros(0), owner)
         tokens, (ids, mask) = model.visual_encoder(self.seen(pictures)[0]), self.tokenized(texts, batch.device)
         answers, weights = texts_of(batch, ANSWER)[owner, place], batch.fields[ANSWER_WEIGHT][owner, place]
         choices = self._answers(list(self.choices), batch.device)
@@ -159,7 +159,7 @@ class ALBEFAnswering(AboutPictures):
             best = model.ranked(states, there, *choices, self.shortlist).answers[:, 0]
             right.append(self._right(best.tolist(), given, weight))
             costs.append(self._costs(model, states, there, given, weight))
-        return Judged(torch.cat(costs), torch.cat(right), owner)
+        return Outcomes(torch.cat(costs), torch.cat(right), owner)
 
     def _right(self, best: list[int], given: Tensor, weights: Tensor) -> Tensor:
         """How right answers to questions are."""
