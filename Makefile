@@ -34,13 +34,15 @@ bench: setup ## measure the aggregation against reading its inputs once
 speed: setup ## measure our engines against a plain PyTorch loop and Flower's simulation (about an hour)
 	$(BIN)/python -m benchmarks.speed
 
-docs: setup ## make the tables and pictures of docs/ anew (two or three hours)
+docs: setup ## make the tables and pictures of docs/ anew (three or four hours)
 	$(BIN)/python -m benchmarks.figures_scenes
 	$(BIN)/fedvision bench fedilc --out docs/results/fedilc
 	$(BIN)/fedvision bench doublematch --out docs/results/doublematch
 	$(BIN)/fedvision bench usi-ablations --out docs/results/usi
 	$(BIN)/fedvision bench multimae-modalities --out docs/results/multimae/modalities
 	$(BIN)/fedvision bench multimae-silos --out docs/results/multimae/silos
+	$(BIN)/fedvision bench albef-objectives --out docs/results/albef/objectives
+	$(BIN)/fedvision bench albef-silos --out docs/results/albef/silos
 
 clean: ## remove what the tools cached; runs/ and bench/ stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -64,6 +64,7 @@ class Layout(StrEnum):
     """Of exported weights."""
 
     multimae = "multimae"
+    albef = "albef"
     timm = "timm"
 
 
@@ -153,16 +154,18 @@ def figures_(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="The folder of a run of multimae, or of its fine-tuning.")],
+    run: Annotated[Path, typer.Argument(help="The folder of a run of MultiMAE or ALBEF, or of a fine-tuning of theirs.")],
     out: Annotated[Path, typer.Option(help="The file to write: it ends in .safetensors, or in .pth for torch.load.")],
-    layout: Annotated[Layout, typer.Option(help="As MultiMAE's checkpoints are, or as a vision transformer of timm.")] = Layout.multimae,
+    layout: Annotated[
+        Layout | None, typer.Option(help="The paper's checkpoints', or a vision transformer's of timm; the paper's if not given.")
+    ] = None,
 ) -> None:
     """Write a run's model as a file that other programs read."""
     from benchmarks import export
 
-    written = export.export(run, out, layout.value)  # type: ignore[arg-type]
+    written = export.export(run, out, layout.value if layout else None)  # type: ignore[arg-type]
     parts = sorted({".".join(name.split(".")[:2]) for name in written.dropped})
-    console.print(f"{len(written.state)} arrays in {layout.value}'s layout: {out}", soft_wrap=True, highlight=False)
+    console.print(f"{len(written.state)} arrays in {written.layout}'s layout: {out}", soft_wrap=True, highlight=False)
     if parts:
         console.print(f"without {', '.join(parts)}, for which it has no place", soft_wrap=True, highlight=False)
 
@@ -212,6 +215,27 @@ def data(
     for place, figure in pictures.items():
         if figure is not None:
             console.print(f"picture: {figures.save(figure, place)}", soft_wrap=True)
+
+
+@app.command()
+def vocabulary(
+    experiment: ExperimentArgument,
+    size: Annotated[int, typer.Option(min=1, help="Tokens at most.")],
+    out: Annotated[Path, typer.Option(help="The file to write: one token a line, as BERT's vocab.txt, or a list if it ends in .json.")],
+    overrides: SetOption = None,
+    least: Annotated[int, typer.Option(min=1, help="A silo reports only words that occur in so many of its examples.")] = 5,
+    silos: Annotated[int, typer.Option(min=1, help="Only words that so many silos report are used.")] = 2,
+) -> None:
+    """Make a vocabulary of the words that are frequent in the silos' training texts; rare ones never leave a silo."""
+    from benchmarks import vocabulary
+    from fedvision.experiment import Experiment, parse_overrides
+
+    resolved = Experiment.load(experiment, parse_overrides(overrides or []))
+    made = vocabulary.write(resolved.load_data(), size, least, silos, out)
+    fact = f"{len(made.tokens)} tokens from {len(made.counts)} words that at least {silos} of the silos report"
+    console.print(f"{fact}: {out}", soft_wrap=True, highlight=False)
+    if made.cut:
+        console.print(f"{made.cut} of these words are cut into pieces; a larger --size has more of them whole", soft_wrap=True)
 
 
 @app.command("pseudo-labels")

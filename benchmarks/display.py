@@ -21,6 +21,8 @@ from fedvision import experiment as experiments
 from fedvision import registry
 from fedvision.data import FederatedData
 from fedvision.data.card import card
+from fedvision.data.examples import TEXTS, Examples
+from fedvision.data.texts import decode_texts
 from fedvision.errors import ExperimentError
 from fedvision.experiment import Experiment
 from fedvision.settings import nearest
@@ -183,6 +185,8 @@ def print_card(console: Console, data: FederatedData) -> None:
         f"{facts.train.sum()} training, {facts.validation.sum()} validation, {len(data.test)} test examples "
         f"of shape {data.spec.image_shape}; sizes {facts.train.min()} to {facts.train.max()}"
     )
+    for field, texts in first_texts(data.train.examples).items():
+        console.print(f"{field}: {' | '.join(texts)}", soft_wrap=True, markup=False, highlight=False)
     if data.server is not None:
         console.print(f"the server trains on {len(data.server)} labeled examples of its own")
     if not facts.counts.any():
@@ -192,6 +196,16 @@ def print_card(console: Console, data: FederatedData) -> None:
         f"mean divergence from the global distribution of {'known ' if hidden else ''}labels: "
         f"total variation {facts.mean_total_variation:.3f}, Jensen-Shannon {facts.mean_jensen_shannon:.3f} bits"
     )
+
+
+def first_texts(examples: Examples) -> dict[str, list[str]]:
+    """The texts of the first example that has some, by field."""
+    found = {}
+    for field in TEXTS:
+        some = examples[examples.having(field).nonzero()[:1, 0]] if field in examples else None
+        if some is not None and len(some):
+            found[field] = decode_texts(some.fields[field].flatten(1, -2))[0]
+    return found
 
 
 def _summaries(names: registry.Registry) -> dict[str, str]:

@@ -1,31 +1,49 @@
 """A run's model as a file that others read."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.runs import Run
+from fedvision.albef import weights as albef
+from fedvision.albef.assignment import Assignment
+from fedvision.albef.model import Followed
+from fedvision.checkpoints import Converted
 from fedvision.data import FederatedData
 from fedvision.errors import RunError
+from fedvision.multimae import weights as multimae
 from fedvision.multimae.model import Trunk
-from fedvision.multimae.weights import Converted, Layout, to_timm
 from server.checkpoint import save_tensors
 from server.folder import write_atomically
 
 ENDINGS = (".safetensors", ".pth", ".pt")
 
+Layout = Literal["multimae", "albef", "timm"]
+Convert = Callable[[Mapping[str, Tensor], str], Converted]
 
-def export(path: str | Path, out: Path, layout: Layout = "multimae", data: FederatedData | None = None) -> Converted:
-    """Write the model of a run on modalities as published checkpoints are, positions included.
+
+class Exported(NamedTuple):
+    """What was written, in which layout, and the names of what has no place in it."""
+
+    layout: Layout
+    state: dict[str, Tensor]
+    dropped: tuple[str, ...]
+
+
+def export(path: str | Path, out: Path, layout: Layout | None = None, data: FederatedData | None = None) -> Exported:
+    """Write the model of a run as published checkpoints are, with what never changes, such as positions.
+
+    What silos keep to themselves is as one begins with it: ALBEF's slowly moving copies where the parts are that they follow.
 
     Args:
         path: the run's folder; of a run that has not finished, the model of the last checkpoint is written.
         out: a new file: of safetensors, or of ``torch.save`` with the weights under ``model``, as its ending says.
-        layout: ``multimae``: all of it; ``timm``: the encoder and rgb, as a vision transformer of timm has them.
+        layout: ``multimae`` or ``albef``: all of it, as the paper's checkpoints are; ``timm``: the encoder of pictures, as a vision
+            transformer of timm has it. The paper's, if not given.
         data: what the run was given instead of the data set that its experiment names.
-
-    Returns:
-        What was written, and the names of what has no place in that layout.
 
     Raises:
         RunError: no run, one without a model or of another learner, or a file that is there or ends otherwise.
@@ -40,16 +58,32 @@ def export(path: str | Path, out: Path, layout: Layout = "multimae", data: Feder
     if arrays is None:
         raise RunError(f"the run in {path} has no model yet, neither a final one nor a checkpoint; go on with --resume")
     model = run.rebuilt(data, "cpu").loaded(arrays)
-    if not isinstance(model, Trunk):
-        fact = f"learner {run.experiment.learner.name} has no model that other programs know by its names"
+    known, learner = _layouts(model), run.experiment.learner.name
+    if not known:
+        fact = f"learner {learner} has no model that other programs know by its names"
         raise RunError(f"{fact}; load {run.path / 'model.safetensors'} with safetensors instead")
-    state = model.state_dict()
-    written = to_timm(state, f"the model of {path}") if layout == "timm" else Converted(state, ())
+    chosen = layout or next(iter(known))
+    if chosen not in known:
+        raise RunError(f"the model of learner {learner} has no layout {chosen}; choose {' or '.join(known)}")
+    written = known[chosen](model.state_dict(), f"the model of {path}")
     _write(written.state, out)
-    return written
+    return Exported(chosen, *written)
 
 
-def _write(state: dict[str, torch.Tensor], out: Path) -> None:
+def _layouts(model: nn.Module) -> dict[Layout, Convert]:
+    """Those that a model can be written in, its paper's first."""
+    if isinstance(model, Trunk):
+        return {"multimae": _whole, "timm": multimae.to_timm}
+    if isinstance(model, Followed | Assignment):
+        return {"albef": _whole, "timm": albef.to_timm}
+    return {}
+
+
+def _whole(state: Mapping[str, Tensor], where: str) -> Converted:
+    return Converted(dict(state), ())
+
+
+def _write(state: dict[str, Tensor], out: Path) -> None:
     if out.suffix == ".safetensors":
         save_tensors(out, state)
     else:

@@ -1,7 +1,9 @@
 """Figures of a run and of a comparison."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import pandas as pd
 
 from fedvision.data import FederatedData
 from fedvision.data.card import class_counts
-from fedvision.gallery import Gallery, Picture
+from fedvision.gallery import SIDE, Gallery, Picture, enlarged
 from server.folder import RunFolder, write_atomically
 from server.record import read_rows
 from server.rounds import complete
@@ -128,51 +130,106 @@ def _pixels(images: np.ndarray) -> np.ndarray:
 
 
 def gallery(shown: Gallery) -> "Figure":
-    """Pictures in rows and columns with their titles; small ones are enlarged by whole factors, so that their pixels stay crisp."""
+    """Pictures in rows and columns, with titles and notes; small ones are enlarged by whole factors, so that their pixels stay crisp."""
     from matplotlib.figure import Figure
 
-    cells = [[None if picture is None else _enlarged(picture) for picture in row] for row in shown.pictures]
-    sides = [picture.shape[:2] for row in cells for picture in row if picture is not None] or [(CELL, CELL)]
-    height, width = (max(lengths) + GAP for lengths in zip(*sides, strict=True))
-    above = [textwrap.fill(title, max(width // LETTER, 1)) for title in shown.columns]
-    caption = textwrap.fill(shown.caption, max(width * len(shown.columns) // LETTER, 40))
+    places = _Places.of(shown)
+    high, wide = places.tops[-1], places.width * len(shown.columns)
+    above = [_wrapped(title, places.width - GAP) for title in shown.columns]
+    caption = textwrap.fill(shown.caption, max(wide // LETTER, 40))
     left, top, bottom = LETTER * max(map(len, shown.rows)) + 4 * GAP, _lines(*above), _lines(caption)
-    across, down = left + max(width * len(shown.columns), LETTER * min(len(shown.caption), 40)), top + height * len(shown.rows) + bottom
+    across, down = left + max(wide, LETTER * min(len(shown.caption), 40)), top + high + bottom
     figure = Figure(figsize=(across / DPI, down / DPI), dpi=DPI)
-    canvas = _canvas(cells, height, width)
-    axes = figure.add_axes((left / across, bottom / down, canvas.shape[1] / across, canvas.shape[0] / down))
-    axes.imshow(canvas, interpolation="nearest", aspect="auto")
+    axes = figure.add_axes((left / across, bottom / down, wide / across, high / down))
+    axes.imshow(places.canvas(), interpolation="nearest", aspect="auto")
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=7.5)
-    axes.set(xticks=(np.arange(len(above)) + 0.5) * width - GAP / 2, xticklabels=above)
-    axes.set(yticks=(np.arange(len(cells)) + 0.5) * height - GAP / 2, yticklabels=shown.rows)
-    figure.text(left / across, 2 * GAP / down, caption, fontsize=7.5, color=COLORS[5], va="bottom")
+    axes.tick_params(length=0, labeltop=True, labelbottom=False, labelsize=SMALL)
+    axes.set_xticks((np.arange(len(above)) + 0.5) * places.width - GAP / 2, above, parse_math=False)
+    axes.set_yticks([start + (places.height - GAP) / 2 for start in places.tops[:-1]], shown.rows, parse_math=False)
+    for (x, y, alignment), note in places.notes():
+        axes.text(x, y, note, fontsize=SMALL, ha="center", va=alignment, parse_math=False)
+    figure.text(left / across, 2 * GAP / down, caption, fontsize=SMALL, color=COLORS[5], va="bottom", parse_math=False)
     return figure
 
 
 DPI = 150
 """Of all pictures."""
 
-CELL, GAP, LETTER, LINE = 144, 6, 9, 22
-"""Of galleries, in pixels: the side to which small pictures are enlarged, what is between them, the width and height of a letter."""
+GAP, LETTER, LINE, SMALL = 6, 9, 22, 7.5
+"""Of galleries, in pixels: what is between pictures, the width and height of a letter; and a letter's size in points."""
 
 
-def _enlarged(picture: Picture) -> Picture:
-    factor = max(CELL // max(picture.shape[:2]), 1)
-    return picture.repeat(factor, 0).repeat(factor, 1)
+@dataclass(frozen=True)
+class _Places:
+    """Where the pictures and notes of a gallery are, in pixels from its upper left corner.
+
+    Attributes:
+        cells: by row and column, a picture as it is shown, and what is under it; or, where there is no picture, in its place.
+        height: of each row's pictures, with a gap.
+        width: of each column, with a gap.
+        tops: of each row, and where the last one ends.
+    """
+
+    cells: list[list[tuple[Picture | None, str]]]
+    height: int
+    width: int
+    tops: list[int]
+
+    @classmethod
+    def of(cls, shown: Gallery) -> "_Places":
+        """A row is as high as its notes need."""
+        rows = [[None if picture is None else enlarged(picture) for picture in row] for row in shown.pictures]
+        sides = [picture.shape[:2] for row in rows for picture in row if picture is not None] or [(SIDE, SIDE)]
+        height, width = (max(lengths) + GAP for lengths in zip(*sides, strict=True))
+        notes = shown.notes or [[""] * len(row) for row in rows]
+        cells = [
+            [(picture, _wrapped(note, width - GAP)) for picture, note in zip(*both, strict=True)] for both in zip(rows, notes, strict=True)
+        ]
+        needed = [max(height * (picture is not None) + _note(note) for picture, note in row) for row in cells]
+        return cls(cells, height, width, [0, *accumulate(max(height, row) for row in needed)])
+
+    def canvas(self) -> Picture:
+        """All pictures on white, each in the middle of its place."""
+        canvas = np.full((self.tops[-1], self.width * len(self.cells[0]), 3), 255, np.uint8)
+        for top, row in zip(self.tops, self.cells, strict=False):
+            for column, (picture, _) in enumerate(row):
+                if picture is not None:
+                    high, wide = picture.shape[:2]
+                    y, x = top + (self.height - GAP - high) // 2, column * self.width + (self.width - GAP - wide) // 2
+                    canvas[y : y + high, x : x + wide] = picture
+        return canvas
+
+    def notes(self) -> Iterator[tuple[tuple[float, float, str], str]]:
+        """Each note and where it is: across its middle, and down its top under a picture, its middle without one."""
+        for (top, end), row in zip(pairwise(self.tops), self.cells, strict=True):
+            for column, (picture, note) in enumerate(row):
+                across = (column + 0.5) * self.width - GAP / 2
+                if note:
+                    yield (across, (top + end) / 2, "center") if picture is None else (across, top + self.height, "top"), note
 
 
-def _canvas(cells: list[list[Picture | None]], height: int, width: int) -> Picture:
-    """All pictures on white, each in the middle of a place of this size."""
-    canvas = np.full((height * len(cells), width * len(cells[0]), 3), 255, np.uint8)
-    for row, pictures in enumerate(cells):
-        for column, picture in enumerate(pictures):
-            if picture is not None:
-                high, wide = picture.shape[:2]
-                y, x = row * height + (height - GAP - high) // 2, column * width + (width - GAP - wide) // 2
-                canvas[y : y + high, x : x + wide] = picture
-    return canvas
+def _wrapped(text: str, width: int) -> str:
+    """A text in lines that are at most so many pixels wide, a letter at least; its own line breaks stay."""
+    for letters in range(max(width // LETTER * 2, 1), 0, -1):
+        lines = [part for line in text.split("\n") for part in textwrap.wrap(line, letters) or [""]]
+        if max(map(_width, lines)) <= width:
+            break
+    return "\n".join(lines)
+
+
+def _width(line: str) -> float:
+    """Pixels that a line needs from left to right."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextToPath
+
+    wide, _, _ = TextToPath().get_text_width_height_descent(line, FontProperties(size=SMALL), ismath=False)
+    return float(wide) * DPI / 72
+
+
+def _note(text: str) -> int:
+    """Pixels that a note needs from top to bottom, with a gap."""
+    return LINE * (text.count("\n") + 1) + 2 * GAP if text else 0
 
 
 def _lines(*texts: str) -> int:

@@ -9,9 +9,6 @@ from fedvision.assembly import Assembly
 from fedvision.gallery import Gallery
 from fedvision.learners.learner import draws_pictures
 
-SHOWN = 8
-"""A learner is given so many examples of the test set to draw, at most."""
-
 
 def of_learner(assembly: Assembly, arrays: Named) -> Mapping[str, Gallery]:
     """What an experiment's learner shows of a model on the first test examples.
@@ -24,4 +21,4 @@ def of_learner(assembly: Assembly, arrays: Named) -> Mapping[str, Gallery]:
         return {}
     model = assembly.loaded(arrays)
     with torch.inference_mode():
-        return assembly.learner.pictures(model, assembly.data.test[:SHOWN].to(assembly.device).decoded())
+        return assembly.learner.pictures(model, assembly.data.test[: assembly.learner.shown].to(assembly.device).decoded())

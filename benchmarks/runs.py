@@ -145,7 +145,7 @@ def run(
     assembly = Assembly.of(experiment, data)
     if experiment.batch_clients > 1:
         check_batchable(assembly)
-    identity = identity_of(experiment, assembly.data, weights)
+    identity = identity_of(assembly, weights)
     folder = _folder(experiment, identity, out, resume)
     if folder.finished:
         for row in read_rows(folder.rounds):

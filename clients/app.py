@@ -14,7 +14,7 @@ from clients.cohort import Cohort
 from fedvision.arrays import array_records, config_of, unpack
 from fedvision.assembly import Assembly, assembly_of
 from fedvision.data import Examples
-from fedvision.evaluation import evaluate, evaluate_by_environment
+from fedvision.evaluation import evaluate_by_environment, measured
 from fedvision.grids.roster import present
 from fedvision.metrics import prefixed
 from fedvision.seeds import generator, global_generators
@@ -76,8 +76,9 @@ def evaluation(message: Message, context: Context) -> Message:
     assembly.holdings.load(assembly.model, unpack(array_records(message.content)["arrays"]), context.state)
     metrics: dict[str, Any] = {"num-examples": 0}
     for part, examples in _parts(assembly, client, config_of(message.content)).items():
-        measure = evaluate_by_environment if part == "validation" else evaluate
-        metrics |= prefixed(part, measure(assembly.learner, assembly.model, examples))
+        held = assembly.learner, assembly.model, examples
+        found = evaluate_by_environment(*held) if part == "validation" else measured(*held).result()
+        metrics |= prefixed(part, found)
         metrics["num-examples"] += len(examples)
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 

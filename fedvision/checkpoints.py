@@ -1,10 +1,10 @@
 """Checkpoints that others published: read without unpickling code, made flat, and loaded with a report of what does not fit."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +22,8 @@ PREFIXES = ("_orig_mod.", "module.", "_orig_mod.")
 SHOWN = 3
 """Names in a message, at most."""
 
+Shape = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -35,7 +37,7 @@ class Fit:
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-    misshapen: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    misshapen: Mapping[str, tuple[Shape, Shape]]
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor], model: nn.Module) -> "Fit":
@@ -56,6 +58,35 @@ class Fit:
         shapes = [f"{name} {list(theirs)} instead of {list(ours)}" for name, (theirs, ours) in self.misshapen.items()]
         named = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": shapes}
         return "; ".join(f"{len(names)} {what}: {_first(names)}" for what, names in named.items() if names) or "everything fits"
+
+    def check(self, where: str, remedy: Callable[[str, Shape, Shape], str], size: str) -> None:
+        """Refuse weights that do not fit a network.
+
+        Args:
+            where: they are from, for messages.
+            remedy: what to do about an array, given its name, its shape in the checkpoint, and its shape in the network.
+            size: what has to be as it is there, for messages about arrays that one side has not.
+
+        Raises:
+            ExperimentError: with file, name, shapes and remedy.
+        """
+        if self.misshapen:
+            name, (theirs, ours) = next(iter(self.misshapen.items()))
+            fact = f"{where} has {name} of shape {list(theirs)}, the network {list(ours)}"
+            raise ExperimentError(f"{fact}; {remedy(name, theirs, ours)}")
+        if self.missing:
+            fact = f"{where} lacks {len(self.missing)} arrays of the network, such as {self.missing[0]}"
+            raise ExperimentError(f"{fact}; choose the network that it was made with: {size}")
+        if self.unexpected:
+            fact = f"{where} has {len(self.unexpected)} arrays that the network has no place for, such as {self.unexpected[0]}"
+            raise ExperimentError(f"{fact}; choose the network that it was made with: {size}, and no other architecture")
+
+
+class Converted(NamedTuple):
+    """A state dict in another layout, and the names of what has no place there."""
+
+    state: dict[str, Tensor]
+    dropped: tuple[str, ...]
 
 
 def read(path: str | Path, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tensor]:
@@ -107,6 +138,26 @@ def load(model: nn.Module, state: Mapping[str, Tensor], where: str = "the checkp
     if not fit:
         raise ExperimentError(f"{where} does not fit {type(model).__name__}: {fit}; choose the model and the classes that it was made with")
     model.load_state_dict(state, strict=False)
+
+
+def check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights that are infinite or not a number.
+
+    Raises:
+        ExperimentError: with file and name.
+    """
+    odd = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if odd:
+        raise ExperimentError(f"{where} has {odd[0]} with values that are not finite; get it anew, or take an earlier one")
+
+
+def listed(parts: Mapping[str, Sequence[str]]) -> str:
+    """Names under what they have in common, for reports; nothing of what no name has.
+
+    >>> listed({"found": ("encoder", "head"), "left out": ()})
+    'found: encoder, head'
+    """
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
 
 
 def _opened(path: Path) -> dict[str, Tensor]:

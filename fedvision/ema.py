@@ -39,13 +39,19 @@ class Averaged(nn.Module):
             buffers: whether buffers, such as BatchNorm's running statistics, are those of the network or move as
                 parameters do; whole numbers are copied in any case.
         """
-        ours, theirs = dict(self.average.named_parameters()), dict(self.network.named_parameters())
-        own, others = dict(self.average.named_buffers()), dict(self.network.named_buffers())
-        floating = {name for name, buffer in own.items() if buffer.is_floating_point()} if buffers == "averaged" else set()
-        averaged = [(ours[name], theirs[name]) for name in ours] + [(own[name], others[name]) for name in floating]
-        _lerp([average for average, _ in averaged], [value for _, value in averaged], 1 - decay)
-        for name in own.keys() - floating:
-            own[name].copy_(others[name])
+        follow(self.average, self.network, decay, buffers)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, decay: float, buffers: Literal["copied", "averaged"] = "copied") -> None:
+    """Move the weights of one network towards those of another of its kind, see ``Averaged.follow``; tied weights once."""
+    ours, theirs = dict(average.named_parameters()), dict(network.named_parameters())
+    own, others = dict(average.named_buffers()), dict(network.named_buffers())
+    floating = {name for name, buffer in own.items() if buffer.is_floating_point()} if buffers == "averaged" else set()
+    averaged = [(ours[name], theirs[name]) for name in ours] + [(own[name], others[name]) for name in floating]
+    _lerp([average for average, _ in averaged], [value for _, value in averaged], 1 - decay)
+    for name in own.keys() - floating:
+        own[name].copy_(others[name])
 
 
 def warmed_up(decay: float, steps: int) -> float:

@@ -1,4 +1,4 @@
-"""Galleries: pictures in rows and columns, by which a learner shows what its model does."""
+"""Galleries: pictures and words in rows and columns, by which a learner shows what its model does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ class Gallery:
         columns: a title for each column.
         pictures: one a column in each row, uint8 [height, width, 3]; None leaves the place empty.
         caption: a sentence or two on what is to be seen.
+        notes: words that stand under each picture, or in its place where it is None; empty where there are none. Line breaks stay,
+            longer lines are wrapped. No notes at all if not given.
 
     Example:
         >>> black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
@@ -34,15 +36,44 @@ class Gallery:
     columns: Sequence[str]
     pictures: Sequence[Sequence[Picture | None]]
     caption: str = ""
+    notes: Sequence[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
-        widths = [len(row) for row in self.pictures]
-        if not self.rows or not self.columns or widths != [len(self.columns)] * len(self.rows):
-            fact = f"a gallery of {len(self.rows)} rows and {len(self.columns)} columns has rows of {widths} pictures"
-            raise DataError(f"{fact}; give one a column in each row, at least one of each, None where there is none")
+        self._check_places("pictures", self.pictures, "None")
+        if self.notes:
+            self._check_places("notes", self.notes, "an empty one")
         for title, row in zip(self.rows, self.pictures, strict=True):
             for column, picture in zip(self.columns, row, strict=True):
                 _check(picture, f"{title!r}, {column!r}")
+
+    def _check_places(self, what: str, held: Sequence[Sequence[object]], none: str) -> None:
+        widths = [len(row) for row in held]
+        if not self.rows or not self.columns or widths != [len(self.columns)] * len(self.rows):
+            fact = f"a gallery of {len(self.rows)} rows and {len(self.columns)} columns has rows of {widths} {what}"
+            raise DataError(f"{fact}; give one a column in each row, at least one of each, {none} where there is none")
+
+
+SIDE = 144
+"""Small pictures of a gallery are enlarged to about so many pixels."""
+
+
+def enlarged(picture: Picture) -> Picture:
+    """A picture as large as galleries show it: a small one enlarged by a whole factor, so that its pixels stay crisp.
+
+    >>> enlarged(np.zeros((32, 48, 3), np.uint8)).shape
+    (96, 144, 3)
+    """
+    factor = enlargement(picture)
+    return picture.repeat(factor, 0).repeat(factor, 1)
+
+
+def enlargement(picture: Picture) -> int:
+    """The factor of ``enlarged``; 1 for pictures that are large enough.
+
+    >>> enlargement(np.zeros((32, 48, 3), np.uint8))
+    3
+    """
+    return max(SIDE // int(max(picture.shape[:2])), 1)
 
 
 def _check(picture: Picture | None, place: str) -> None:

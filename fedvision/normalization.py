@@ -32,7 +32,7 @@ class Normalization:
 
         config: Any = timm.get_pretrained_cfg(model)
         mean, std = (tuple(float(value) for value in values) for values in (config.mean, config.std))
-        return cls(mean, std) if channels == len(mean) else cls((fmean(mean),) * channels, (fmean(std),) * channels)
+        return cls(mean, std).of_channels(channels)
 
     def __call__(self, images: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n channels height width"]:
         """Images in [0, 1], normalized."""
@@ -41,6 +41,16 @@ class Normalization:
     def undone(self, images: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n channels height width"]:
         """Normalized images, as they were in [0, 1]."""
         return images * self._column(self.std, images) + self._column(self.mean, images)
+
+    def of_channels(self, channels: int) -> "Normalization":
+        """The same for so many channels; if they are not as many as its own, each gets the average.
+
+        >>> Normalization((0.25, 0.75), (1.0, 1.0)).of_channels(1)
+        Normalization(mean=(0.5,), std=(1.0,))
+        """
+        if channels == len(self.mean):
+            return self
+        return Normalization((fmean(self.mean),) * channels, (fmean(self.std),) * channels)
 
     def in_color(self) -> "Normalization":
         """The same for gray images of which all three channels are alike."""

@@ -96,12 +96,41 @@ def warmup_cosine(progress: float, *, warmup: Fraction = 0.05, final: NonNegativ
     return _between(1.0, final, min((progress - warmup) / max(1 - warmup, 1e-9), 1.0))
 
 
+def staircase_cosine(
+    progress: float,
+    *,
+    epochs: Count = 30,
+    warmup: Fraction = 0.0,
+    stairs: Count = 20,
+    initial: NonNegative = 0.1,
+    final: NonNegative = 0.1,
+) -> float:
+    """A staircase from ``initial`` to 1 within the first epoch, then a cosine to ``final`` that moves once an epoch.
+
+    Args:
+        progress: how much of the training is done.
+        epochs: of the training.
+        warmup: the share of the training in which the factor climbs; no more than the first epoch counts. 0: it is 1 at once.
+        stairs: that it climbs.
+        initial: the factor at the beginning.
+        final: where the cosine would end after the last epoch.
+
+    Source: ALBEF, arXiv 2107.07651, whose implementation climbs every 100 of its first 2000 steps: 1e-5, 1e-4 and 1e-5 are its rates.
+    """
+    epoch = min(math.floor(progress * epochs + 1e-9), epochs - 1)
+    if epoch == 0:
+        climbed = min(math.floor(stairs * progress / warmup + 1e-9), stairs) / stairs if warmup else 1.0
+        return initial + climbed * (1 - initial)
+    return _between(1.0, final, epoch / epochs)
+
+
 SCHEDULES: Mapping[str, Callable[..., float]] = {
     "constant": constant,
     "gamma-cosine": gamma_cosine,
     "epoch-cosine": epoch_cosine,
     "one-cycle": one_cycle,
     "warmup-cosine": warmup_cosine,
+    "staircase-cosine": staircase_cosine,
 }
 
 

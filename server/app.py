@@ -51,7 +51,7 @@ def _default_session(context: Context) -> Session:
     assembly = assembly_of(context.run_id, context.run_config)
     experiment = assembly.experiment
     folder = RunFolder(Path(os.environ.get(RUNS, "runs")).absolute() / f"{experiment.name}-{experiment.fingerprint}")
-    identity = identity_of(experiment, assembly.data)
+    identity = identity_of(assembly)
     held = folder.read_manifest() if folder.started else None
     if held is None:
         describe(folder, assembly, identity, ["flwr", "run"])  # this process's own command line holds a token

@@ -14,15 +14,13 @@ import torch
 
 from fedvision.arrays import Named
 from fedvision.assembly import Assembly
-from fedvision.data import FederatedData
 from fedvision.errors import RunError
-from fedvision.experiment import Experiment
 from server.folder import RunFolder, write_atomically
 
 
-def identity_of(experiment: Experiment, data: FederatedData, initial: Named | None = None) -> str:
-    """Sixteen hex digits that depend on the experiment, every value of its data, and the initial weights if given."""
-    hasher = hashlib.sha256(f"{experiment.fingerprint} {data.digest}".encode())
+def identity_of(assembly: Assembly, initial: Named | None = None) -> str:
+    """Sixteen hex digits that depend on the experiment and what its learner reads, all values of the data, and initial weights if given."""
+    hasher = hashlib.sha256(f"{assembly.experiment.fingerprint} {assembly.data.digest}{assembly.learner.digest}".encode())
     for name, tensor in sorted((initial or {}).items()):
         hasher.update(name.encode())
         hasher.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)

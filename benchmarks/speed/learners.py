@@ -2,7 +2,7 @@
 
 Both take turns within every repeat on the same images, networks and threads, so that the ratios hold on another machine, or
 beside other work, where the seconds do not. The first repeat warms up and is not counted. The plain loops use this project's
-networks, views and teacher, and have their own batches, losses, optimizer and moving averages.
+networks, views and teacher, and have their own batches, losses, optimizer and moving averages; that of ALBEF has its own text network.
 """
 
 import argparse
@@ -19,11 +19,14 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.speed.plain_albef import plain_albef
 from fedvision import ctaugment
 from fedvision.assembly import laid_out
 from fedvision.data import Examples, Spec
+from fedvision.data.texts import encode_texts
 from fedvision.experiment import Experiment
 from fedvision.holdings import Holdings
+from fedvision.learners.albef import ALBEF
 from fedvision.learners.doublematch import DoubleMatch
 from fedvision.learners.learner import Learner
 from fedvision.learners.multimae import MultiMAE
@@ -56,6 +59,9 @@ class Preset:
 
 SCENES = {"name": "scenes", "size": 32, "classes": 10, "examples": 64, "test_examples": 1}
 
+CAPTION = ("a", "small", "red", "circle", "and", "a", "large", "blue", "square", "at", "the", "top", "left", "of", "a", "white", "wall")
+"""Words of which captions are made: every other one from one of the first three on."""
+
 PRESETS = {
     "DoubleMatch, tiny": Preset("doublematch-tiny", Spec((1, 8, 8), 10), 80, {}),
     "DoubleMatch, WRN-28-2 at 32 pixels, 8 + 56 images": Preset(
@@ -72,6 +78,8 @@ PRESETS = {
     "MultiMAE, ViT-B at 224 pixels, 2 pictures": Preset(
         "multimae-imagenet", Spec((3, 224, 224), 0, ("image", "depth", "semseg")), 2, {"learner.crop_scale": [1.0, 1.0]}
     ),
+    "ALBEF, tiny": Preset("albef-tiny", Spec((3, 32, 32), 4, ("image", "caption")), 48, {}),
+    "ALBEF, narrow at 128 pixels, 256 patches, 8 pictures": Preset("albef-tiny", Spec((3, 128, 128), 4, ("image", "caption")), 8, {}),
 }
 
 
@@ -207,7 +215,12 @@ def plain_multimae(learner: MultiMAE, model: Any, examples: Examples, preset: Pr
     return train
 
 
-PLAIN: dict[type[Learner], Callable[..., Loop]] = {DoubleMatch: plain_doublematch, USI: plain_usi, MultiMAE: plain_multimae}
+PLAIN: dict[type[Learner], Callable[..., Loop]] = {
+    DoubleMatch: plain_doublematch,
+    USI: plain_usi,
+    MultiMAE: plain_multimae,
+    ALBEF: plain_albef,
+}
 
 
 def drawn(spec: Spec) -> Examples:
@@ -218,6 +231,8 @@ def drawn(spec: Spec) -> Examples:
     if "depth" in spec.fields:
         fields |= {"depth": 1 + torch.rand(number, 1, *side, generator=rng)}
         fields |= {"semseg": torch.randint(5, (number, *side), generator=rng).to(torch.uint8)}
+    if "caption" in spec.fields:
+        fields |= {"caption": encode_texts([[" ".join(CAPTION[i % 3 :: 2])] for i in range(number)])}
     return Examples(fields | {"label": torch.randint(max(spec.classes, 2), (number,), generator=rng)})
 
 
@@ -253,7 +268,7 @@ def main() -> None:
     chosen = {name: preset for name, preset in PRESETS.items() if name.startswith(arguments.only)}
     for name, preset in chosen.items():
         found = ratios(preset, arguments.steps, arguments.repeats)
-        print(f"{name:<52}{statistics.median(found):>6.2f} [{min(found):.2f}, {max(found):.2f}]", flush=True)
+        print(f"{name:<54}{statistics.median(found):>6.2f} [{min(found):.2f}, {max(found):.2f}]", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ def captions(
     test_images: str | None = None,
     test_fraction: Fraction = 0.2,
     size: Count = 224,
+    fit: Literal["crop", "stretch"] = "crop",
     wordings: Count = 5,
     rng: np.random.Generator,
 ) -> Pool:
@@ -53,6 +54,7 @@ def captions(
         test_images: folder of its pictures; not given: ``images``.
         test_fraction: share of the test set where nothing else says what it is; strictly between 0 and 1.
         size: of the pictures in pixels.
+        fit: ``crop``: the largest square in the middle of each; ``stretch``: all of it, as ALBEF sees pictures to be found.
         wordings: captions a picture; further ones are left out.
         rng: draws the test set.
 
@@ -74,7 +76,7 @@ def captions(
         raise DataError(
             f"{folder / annotations} leaves {len(train)} pictures to train and {len(test)} to test on; set data.test_fraction, e.g. 0.2"
         )
-    return Pool(_with_captions(train, size, wordings), _with_captions(test, size, wordings), classes=0)
+    return Pool(_with_captions(train, size, fit, wordings), _with_captions(test, size, fit, wordings), classes=0)
 
 
 def captioned(file: Path, images: Path) -> list[Captioned]:
@@ -131,6 +133,6 @@ def _json(file: Path) -> Mapping[str, Any]:
     return content
 
 
-def _with_captions(some: Sequence[Captioned], size: int, wordings: int) -> Examples:
+def _with_captions(some: Sequence[Captioned], size: int, fit: Literal["crop", "stretch"], wordings: int) -> Examples:
     texts = encode_texts([item.texts[:wordings] for item in some])
-    return Examples({IMAGE: read_images([item.file for item in some], size), CAPTION: texts, LABEL: torch.full((len(some),), -1)})
+    return Examples({IMAGE: read_images([item.file for item in some], size, fit), CAPTION: texts, LABEL: torch.full((len(some),), -1)})

@@ -18,14 +18,36 @@ CAPTION, DEPTH, SEMSEG, LABELS, OBJECTS = "caption", "depth", "semseg", "labels"
 float32 [n, 1, h, w], larger is farther, 0 where nothing was measured; class ids, uint8 [n, h, w], ``IGNORED`` where none is known;
 all classes to be seen, uint8 [n, classes] of 0 and 1; what is where, float32 [n, 4, columns] (``fedvision.data.scenes``)."""
 
+QUESTION, ANSWER, ANSWER_WEIGHT = "question", "answer", "answer_weight"
+"""The field names of sets of questions: several for each example, uint8 [n, questions, length]; the different answers to each that people
+gave, uint8 [n, questions, answers, length], and how much each of them counts, float32 [n, questions, answers], 0 where there is none."""
+
+HYPOTHESIS, VERDICT = "hypothesis", "verdict"
+"""The field names of sets for entailment: sentences, uint8 [n, hypotheses, length]; what the picture says of each, int64 [n, hypotheses]:
+0: it contradicts it, 1: it leaves it open, 2: it entails it, -1: there is no such sentence."""
+
+SECOND_IMAGE, SECOND_OBJECTS, STATEMENT, TRUTH = "second_image", "second_objects", "statement", "truth"
+"""The field names of sets of pairs of pictures: the right one, as ``image``, which is the left one; what is where in it, as ``objects``;
+sentences about both, uint8 [n, statements, length]; whether each is true, int64 [n, statements] of 0 and 1, -1 where there is none."""
+
+EXPRESSION, BOX, PROPOSALS = "expression", "box", "proposals"
+"""The field names of sets for grounding: words that fit one thing in the picture only, uint8 [n, expressions, length]; where it is, float32
+[n, expressions, 4], left, top, right and bottom in pixels; boxes to choose from, float32 [n, proposals, 4]; all 0 where there is none."""
+
+TEXTS = (CAPTION, QUESTION, ANSWER, HYPOTHESIS, STATEMENT, EXPRESSION)
+"""The fields that hold texts, uint8 [n, ..., length] (``fedvision.data.texts``)."""
+
 IGNORED = 255
 """The id in a semantic map of pixels that count for nothing."""
+
+NOTHING = {SEMSEG: IGNORED, VERDICT: -1, TRUTH: -1}
+"""The value where an example lacks a field, of those whose 0 means something."""
 
 
 def has(field: str) -> str:
     """The name of the field, bool [n], that says which examples have ``field``; where it is False, the values of ``field`` mean nothing.
 
-    They are 0 then, or ``IGNORED`` in a semantic map. Where there is no such field, all examples have what there is a field of; where
+    They are 0 then, or what ``NOTHING`` says. Where there is no such field, all examples have what there is a field of; where
     there is no ``field`` either, none has it. ``Examples.having`` knows all of this.
 
     >>> has("depth")
@@ -87,10 +109,9 @@ class Examples:
         return Examples({name: values.to(device) for name, values in self.fields.items()})
 
     def decoded(self) -> "Examples":
-        """The same examples with images as float32 in [0, 1], if they are stored as bytes."""
-        if self.image.dtype != torch.uint8:
-            return self
-        return Examples({**self.fields, IMAGE: self.image.to(torch.float32) / 255})
+        """The same examples with images, the second ones of pairs too, as float32 in [0, 1], if they are stored as bytes."""
+        bytes_ = [name for name in (IMAGE, SECOND_IMAGE) if name in self.fields and self.fields[name].dtype == torch.uint8]
+        return Examples({**self.fields, **{name: self.fields[name].to(torch.float32) / 255 for name in bytes_}}) if bytes_ else self
 
     @property
     def device(self) -> torch.device:

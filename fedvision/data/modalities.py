@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fedvision.data.examples import ENVIRONMENT, IGNORED, LABEL, LABELS, SEMSEG, Examples, has
+from fedvision.data.examples import ENVIRONMENT, LABEL, LABELS, NOTHING, Examples, has
 from fedvision.data.federated import FederatedData, Silos
 from fedvision.errors import DataError, ExperimentError
 from fedvision.settings import nearest
@@ -61,7 +61,7 @@ class Modalities:
     def hidden(self, data: FederatedData) -> FederatedData:
         """The same data, of which each client's training and validation examples have the fields of their silo only.
 
-        Each of ``missing`` is joined by its ``has_<field>``, and is 0 (or ``IGNORED``, in a semantic map) where it is False.
+        Each of ``missing`` is joined by its ``has_<field>``, and is 0 (or what ``NOTHING`` says) where it is False.
 
         Raises:
             DataError: a field that the data do not have, more entries than clients, or a client none of whose examples has anything.
@@ -97,9 +97,9 @@ class Modalities:
 
 
 def blanked(field: str, values: Tensor, here: Tensor) -> Tensor:
-    """A copy of a field's values, overwritten where ``here`` is False: by ``IGNORED`` in a semantic map, else by 0."""
+    """A copy of a field's values, overwritten where ``here`` is False: by what ``NOTHING`` says, else by 0."""
     copy = values.clone()
-    copy[~here] = IGNORED if field == SEMSEG else 0
+    copy[~here] = NOTHING.get(field, 0)
     return copy
 
 

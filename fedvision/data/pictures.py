@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -38,15 +38,25 @@ def pictures_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
 
 
-def read_images(files: Sequence[Path], size: int) -> Tensor:
-    """Pictures in color, uint8 [n, 3, size, size]: the largest square in the middle of each, resized bilinearly.
+def read_images(files: Sequence[Path], size: int, fit: Literal["crop", "stretch"] = "crop") -> Tensor:
+    """Pictures in color, uint8 [n, 3, size, size].
+
+    Args:
+        files: their paths.
+        size: of the squares in pixels.
+        fit: ``crop``: the largest square in the middle of each, resized bilinearly; ``stretch``: all of it, resized bicubically.
 
     Raises:
         DataError: a file that is no picture.
     """
-    return _read(files, lambda picture: _fitted(picture.convert("RGB"), size, Image.Resampling.BILINEAR), (size, size, 3)).permute(
-        0, 3, 1, 2
-    )
+
+    def one(picture: Image.Image) -> np.ndarray:
+        color = picture.convert("RGB")
+        if fit == "stretch":
+            return np.asarray(color.resize((size, size), Image.Resampling.BICUBIC))
+        return _fitted(color, size, Image.Resampling.BILINEAR)
+
+    return _read(files, one, (size, size, 3)).permute(0, 3, 1, 2)
 
 
 def read_maps(files: Sequence[Path], size: int) -> Tensor:

@@ -20,8 +20,22 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from fedvision import settings
-from fedvision.data.examples import IMAGE, LABEL, Examples
+from fedvision.data.examples import (
+    ANSWER,
+    ANSWER_WEIGHT,
+    CAPTION,
+    HYPOTHESIS,
+    IMAGE,
+    LABEL,
+    QUESTION,
+    SECOND_IMAGE,
+    STATEMENT,
+    TRUTH,
+    VERDICT,
+    Examples,
+)
 from fedvision.data.federated import Spec
+from fedvision.data.texts import encode_texts
 from fedvision.gallery import TAKEN, Gallery
 from fedvision.holdings import Holdings
 from fedvision.learners.learner import Learner, is_mean_over_examples
@@ -36,7 +50,7 @@ def check_learner(learner: Learner | str, examples: Examples | None = None, spec
 
     Args:
         learner: a learner, or a registered or dotted name, built with its default settings.
-        examples: five or more training examples that the learner can learn from; random color images with labels if not given.
+        examples: five or more training examples that the learner can learn from; random color images with labels and texts if not given.
         spec: of the data that the examples come from; read off them if not given.
 
     Raises:
@@ -210,6 +224,21 @@ def metrics_add(case: Case) -> None:
     assert _same(before, model.state_dict()), f"{case.name}.evaluate changes the model"
 
 
+def what_is_measured_over_all_are_numbers(case: Case) -> None:
+    """What does not add is a number, under a name that ``evaluate`` has not; measuring it repeats and changes nothing."""
+    model = case.model().eval()
+    before, fields_before = _copied(model.state_dict()), _copied(dict(case.examples.fields))
+    with torch.inference_mode(), _untouched(f"{case.name}.overall"):
+        found, again = (dict(case.learner.overall(model, case.examples)) for _ in range(2))
+        added = case.learner.evaluate(model, case.examples).result()
+    odd = [name for name, value in found.items() if not isinstance(value, float | int) or not np.isfinite(value)]
+    assert not odd, f"{case.name}.overall measures {odd}, which are no finite numbers"
+    assert found == again, f"{case.name}.overall is {found}, then {again} for the same model and examples"
+    assert not found.keys() & added.keys(), f"{case.name}.overall and evaluate both measure {sorted(found.keys() & added.keys())}"
+    assert _same(before, model.state_dict()), f"{case.name}.overall changes the model"
+    assert _same(fields_before, dict(case.examples.fields)), f"{case.name}.overall changes the examples in place"
+
+
 def one_example_is_enough(case: Case) -> None:
     """A batch of one works: the last batch of a client may hold no more. (BatchNorm cannot train on it.)"""
     model, one = case.model(), case.examples[:1]
@@ -296,6 +325,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     the_loss_takes_anything_called_like_the_model,
     the_loss_is_a_mean_if_declared,
     metrics_add,
+    what_is_measured_over_all_are_numbers,
     one_example_is_enough,
     groups_are_of_parameters,
     a_silo_goes_on_where_it_stopped,
@@ -306,9 +336,14 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
 
 
 def _images() -> Examples:
-    """Six random images [6, 3, 32, 32] of three classes."""
-    images = torch.rand(6, 3, 32, 32, generator=generator(0, "images"))
-    return Examples({IMAGE: images, LABEL: torch.tensor([0, 1, 2, 0, 1, 2])})
+    """Six random images [6, 3, 32, 32] of three classes, with a text for all that texts are good for."""
+    first, second = (torch.rand(6, 3, 32, 32, generator=generator(0, "images", which)) for which in ("first", "second"))
+    label = torch.tensor([0, 1, 2, 0, 1, 2])
+    said = encode_texts([[f"a {color} circle"] for color in ("red", "blue", "green", "white", "pink", "brown")])
+    answers = encode_texts([[color] for color in ("red", "blue", "green", "white", "pink", "brown")])[:, None]
+    texts = dict.fromkeys((CAPTION, QUESTION, HYPOTHESIS, STATEMENT), said)
+    told = {ANSWER: answers, ANSWER_WEIGHT: torch.ones(6, 1, 1), VERDICT: label[:, None], TRUTH: label[:, None] % 2}
+    return Examples({IMAGE: first, LABEL: label, SECOND_IMAGE: second, **texts, **told})
 
 
 @contextmanager
@@ -344,6 +379,8 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 def _look_alike(one: Gallery | None, other: Gallery | None) -> bool:
     if one is None or other is None or len(one.rows) != len(other.rows) or len(one.columns) != len(other.columns):
+        return False
+    if [list(row) for row in one.notes] != [list(row) for row in other.notes]:
         return False
     pairs = zip(chain(*one.pictures), chain(*other.pictures), strict=True)
     return all((a is None) == (b is None) and (a is None or np.array_equal(a, b)) for a, b in pairs)  # type: ignore[arg-type]

@@ -72,11 +72,13 @@ class Learner(ABC):
 
     Attributes:
         learns_unlabeled: whether training examples may lack a label, that is, have the label -1.
+        shown: how many examples of the test set ``pictures`` is given, at most.
         private: patterns such as ``"*.norm*"`` of the model's arrays that stay in the silo, besides those that the
             learner keeps there anyway.
     """
 
     learns_unlabeled: ClassVar[bool] = False
+    shown: ClassVar[int] = 8
     private: tuple[str, ...] = ()
 
     # ---- what every learner says ---------------------------------------------------------------------------------
@@ -102,6 +104,17 @@ class Learner(ABC):
     @abstractmethod
     def evaluate(self, model: nn.Module, batch: Examples) -> Metrics:
         """The metrics on a batch, which add up over batches; called without gradients, in evaluation mode."""
+
+    def overall(self, model: nn.Module, examples: Examples) -> Mapping[str, float]:
+        """What is measured over all examples together and does not add, as ranks among them; by default nothing.
+
+        Called as ``evaluate`` is, once, beside it.
+
+        Args:
+            model: from ``build``.
+            examples: all of them, as they are stored: ``batches`` and ``decoded`` give what ``evaluate`` is given.
+        """
+        return {}
 
     # ---- what some say too: batches --------------------------------------------------------------------------------
 
@@ -143,6 +156,11 @@ class Learner(ABC):
         The private arrays are then the initial model's: a moving average, for one, must begin at the weights it follows.
         """
 
+    @property
+    def digest(self) -> str:
+        """A fingerprint of what the settings name without saying what is in it, as a vocabulary; a run with another is another run."""
+        return ""
+
     def head(self, model: nn.Module) -> nn.Module | None:
         """The classifier head within ``model``, for strategies that look at it; None if there is none."""
         return None
@@ -154,7 +172,7 @@ class Learner(ABC):
 
         Args:
             model: as a run left it.
-            examples: the first of the test set.
+            examples: the first of the test set, ``shown`` at most.
         """
         return {}
 

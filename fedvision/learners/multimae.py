@@ -8,7 +8,6 @@ modality a decoder predicts all patches, and counts for those that were masked:
 Source: arXiv 2204.01678; what the paper leaves open from what its public checkpoints and implementation do.
 """
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,7 +33,7 @@ from fedvision.multimae.transformer import initialized
 from fedvision.multimae.views import Moves, Values, as_seen, present, raw
 from fedvision.multimae.weights import initialized_from
 from fedvision.registry import learners
-from fedvision.seeds import generator, global_generators
+from fedvision.seeds import global_generators, own_generator
 from fedvision.settings import Count, Positive, PositiveFraction
 
 VISIBLE = "visible"
@@ -221,7 +220,7 @@ class MultiMAE(Multimodal):
         A part is a mean over the examples that have the modality, the loss the mean over all of the sum of their parts. Of a batch
         that has nothing to predict nothing is measured.
         """
-        seen = self._seen(batch, Moves(resolution=self.resolution), None, [_own_generator(example) for example in batch.image])
+        seen = self._seen(batch, Moves(resolution=self.resolution), None, [own_generator(example) for example in batch.image])
         means = {name: losses.masked_means(*term) for name, term in self._terms(model, seen).items()}
         if not means:
             return Metrics(0, {})
@@ -259,8 +258,3 @@ class MultiMAE(Multimodal):
         order = lacking.argsort(stable=True).tolist()
         subjects = [Subject(model, {name: held[i : i + 1] for name, held in values.items()}, self._used) for i in order]
         return galleries(subjects, self._shown(self._grid(values).numel()))
-
-
-def _own_generator(image: Tensor) -> torch.Generator:
-    """A generator that depends on a picture alone, whatever batch it is in."""
-    return generator(0, "evaluation", zlib.crc32(image.cpu().contiguous().numpy().data))

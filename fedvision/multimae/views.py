@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from statistics import fmean
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool
 from torch import Tensor
 
 from fedvision.data.examples import IGNORED, Examples
@@ -13,7 +12,7 @@ from fedvision.errors import DataError
 from fedvision.multimae.losses import standardized_depth
 from fedvision.multimae.modalities import Modality
 from fedvision.normalization import Normalization
-from fedvision.seeds import global_generators
+from fedvision.views import Box, along, crop_boxes, mirrored, resized
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Of red, green and blue."""
@@ -55,41 +54,23 @@ class Moves:
 
     def __call__(self, values: Values, rng: torch.Generator | None = None) -> Values:
         """All modalities moved alike; without a generator only resized."""
-        cropped = rng is not None and self.scale != (1.0, 1.0)
-        boxes = self._boxes(values, rng) if cropped and rng is not None else None
+        boxes = None
+        if rng is not None and self.scale != (1.0, 1.0):
+            boxes = crop_boxes(next(iter(values.values())), self.scale, self.ratio, rng)
         if boxes is not None or self.resolution is not None:
             values = {name: self._resized(held, boxes) for name, held in values.items()}
         if rng is None or not self.flip:
             return values
         flipped = torch.rand(len(next(iter(values.values()))), generator=rng) < self.flip
-        return {name: _flipped(held, flipped.to(held.device)) for name, held in values.items()}
+        return {name: mirrored(held, flipped) for name, held in values.items()}
 
-    def _boxes(self, values: Values, rng: torch.Generator) -> list[tuple[int, int, int, int]]:
-        """Top, left, height and width of each example's crop."""
-        from torchvision.transforms import RandomResizedCrop
-
-        any_of_them = next(iter(values.values()))
-        with global_generators(rng):
-            return [RandomResizedCrop.get_params(one[None], list(self.scale), list(self.ratio)) for one in any_of_them]  # type: ignore[arg-type]
-
-    def _resized(self, values: Tensor, boxes: list[tuple[int, int, int, int]] | None) -> Tensor:
+    def _resized(self, values: Tensor, boxes: list[Box] | None) -> Tensor:
         """Cropped and resized: pictures bicubically, maps to the nearest value."""
-        from torchvision.transforms.v2 import InterpolationMode
-        from torchvision.transforms.v2 import functional as geometry
-
         height, width = values.shape[-2:]
-        size = [height, width] if self.resolution is None else [self.resolution] * 2
-        if boxes is None and size == [height, width]:
-            return values
         pictures = values.ndim == 4 and values.shape[1] == 3
-        mode = InterpolationMode.BICUBIC if pictures else InterpolationMode.NEAREST_EXACT
         channeled = values if values.ndim == 4 else values[:, None]
-        if boxes is None:
-            moved = geometry.resize(channeled, size, mode, antialias=True)
-        else:
-            pairs = zip(channeled, boxes, strict=True)
-            moved = torch.stack([geometry.resized_crop(one, *box, size, mode, antialias=True) for one, box in pairs])
-        return moved.reshape(len(values), *values.shape[1:-2], *size)  # type: ignore[no-any-return]
+        moved = resized(channeled, (self.resolution or height, self.resolution or width), boxes, smooth=pictures)
+        return values if moved is channeled else moved.reshape(*values.shape[:-2], *moved.shape[-2:])
 
 
 def as_seen(values: Values, modalities: Mapping[str, Modality]) -> Values:
@@ -99,18 +80,16 @@ def as_seen(values: Values, modalities: Mapping[str, Modality]) -> Values:
 
 def image_normalization(channels: int) -> Normalization:
     """ImageNet's; of other than three channels each gets the average."""
-    if channels == len(IMAGENET.mean):
-        return IMAGENET
-    return Normalization((fmean(IMAGENET.mean),) * channels, (fmean(IMAGENET.std),) * channels)
+    return IMAGENET.of_channels(channels)
 
 
 def _marked(values: Tensor, there: Bool[Tensor, "n"], modality: Modality) -> Tensor:
     _check(values, modality)
     if modality.kind == "classes":
-        marked = torch.where(_along(there, values), values.to(torch.int64), IGNORED)
+        marked = torch.where(along(there, values), values.to(torch.int64), IGNORED)
         _check_classes(marked, modality)
         return marked
-    known = _along(there, values).expand_as(values)
+    known = along(there, values).expand_as(values)
     if modality.kind == "depth":
         known = known & (values > 0)
     return torch.where(known, values.float(), torch.nan)
@@ -141,11 +120,3 @@ def _as_seen(values: Tensor, modality: Modality) -> Tensor:
     if modality.kind == "depth":
         return standardized_depth(values)
     return values[..., modality.stride // 2 :: modality.stride, modality.stride // 2 :: modality.stride]
-
-
-def _flipped(values: Shaped[Tensor, "n ..."], flipped: Bool[Tensor, "n"]) -> Shaped[Tensor, "n ..."]:
-    return torch.where(_along(flipped, values), values.flip(-1), values)
-
-
-def _along(vector: Tensor, like: Tensor) -> Tensor:
-    return vector.reshape(-1, *[1] * (like.ndim - 1))

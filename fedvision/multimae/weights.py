@@ -12,14 +12,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fedvision import checkpoints
-from fedvision.checkpoints import Fit
+from fedvision.checkpoints import Converted, Fit, Shape, check_finite, listed
 from fedvision.errors import ExperimentError
 from fedvision.multimae.modalities import RGB_NAME, Modality
 from fedvision.multimae.model import Trunk
@@ -41,13 +41,6 @@ log = logging.getLogger(__name__)
 
 
 # ---- layouts --------------------------------------------------------------------------------------------------------
-
-
-class Converted(NamedTuple):
-    """A state dict in another layout, and the names of what has no place there."""
-
-    state: State
-    dropped: tuple[str, ...]
 
 
 def layout_of(state: Mapping[str, Tensor], where: str = "the checkpoint") -> Layout:
@@ -175,8 +168,7 @@ class Report:
             "outputs that begin anew": self.new_outputs,
             "positions interpolated": self.resized,
         }
-        told = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
-        return f"{self.where} ({self.layout}'s layout): the encoder; {told}; {self.fit}"
+        return f"{self.where} ({self.layout}'s layout): the encoder; {listed(parts)}; {self.fit}"
 
 
 def initialized_from(model: Trunk, path: str | Path, decoders: bool = False, grid: tuple[int, int] | None = None) -> Report:
@@ -226,7 +218,7 @@ def take(
     fitted = padded(resized_positions(given, own), model.modalities.values())
     fit = Fit.of(fitted, model)
     _check_fits(fit, {_adapter(name) for name in fitted}, where)
-    _check_finite(fitted, where)
+    check_finite(fitted, where)
     model.load_state_dict(fitted, strict=False)
     moved = [name for name in given if name.endswith(POSITIONS) and given[name].shape != fitted[name].shape]
     return _told(where, layout, fitted, own, moved, Fit(fit.missing, (*fit.unexpected, *left_out, *dropped), {}))
@@ -258,24 +250,9 @@ def _check_fits(fit: Fit, found: set[str], where: str) -> None:
     Raises:
         ExperimentError: with file, name, shapes and remedy.
     """
-    if fit.misshapen:
-        name, (theirs, ours) = next(iter(fit.misshapen.items()))
-        raise ExperimentError(f"{where} has {name} of shape {list(theirs)}, the network {list(ours)}; {_remedy(name, theirs, ours)}")
     parts = [name for name in fit.missing if name.startswith(ENCODER) or _adapter(name) in found - {""}]
-    without = [name for name in parts if not _may_be_missing(name)]
-    if without:
-        fact = f"{where} lacks {len(without)} arrays of the network, such as {without[0]}"
-        raise ExperimentError(f"{fact}; choose the network that it was made with: as deep, with the same adapters")
-    further = [name for name in fit.unexpected if not _may_be_missing(name)]
-    if further:
-        fact = f"{where} has {len(further)} arrays that the network has no place for, such as {further[0]}"
-        raise ExperimentError(f"{fact}; choose the network that it was made with: as deep, and no other architecture")
-
-
-def _check_finite(state: Mapping[str, Tensor], where: str) -> None:
-    odd = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if odd:
-        raise ExperimentError(f"{where} has {odd[0]} with values that are not finite; get it anew, or take an earlier one")
+    without, further = (tuple(name for name in names if not _may_be_missing(name)) for names in (parts, fit.unexpected))
+    Fit(without, further, fit.misshapen).check(where, _remedy, "as deep, with the same adapters")
 
 
 def _may_be_missing(name: str) -> bool:
@@ -283,7 +260,7 @@ def _may_be_missing(name: str) -> bool:
     return name.endswith(f".{POSITIONS}") or ".task_embeddings." in name
 
 
-def _remedy(name: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> str:
+def _remedy(name: str, theirs: Shape, ours: Shape) -> str:
     """What to change so that an array has the shape that it has in the checkpoint."""
     if name.startswith(OUTPUTS):
         return "choose decoders of the size that they have there, or a file without output_adapters"

@@ -123,3 +123,76 @@ def test_other_learners_models_and_other_endings_are_refused(pretrained, here, t
     with pytest.raises(RunError, match="holds no run"):
         export(tmp_path / "nothing", tmp_path / "out.pth")
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".safetensors", ".onnx", ".pth")]
+
+
+# ---- ALBEF ----------------------------------------------------------------------------------------------------------
+
+SHORT = {
+    "rounds": 1, "tensorboard": False, "strategy.steps": 2, "strategy.batch_size": 8, "data.examples": 32, "data.test_examples": 8,
+    "learner.queue": 16, "learner.features": 16, "learner.reranked": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory):
+    """The folder of a short run of ALBEF."""
+    return run("albef-tiny", SHORT, out=tmp_path_factory.mktemp("runs") / "aligned", draw=False).path
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_albefs_model_is_written_whole_and_its_copies_are_where_the_parts_are(aligned, fedvision, here, ending):
+    ended = fedvision("export", aligned, "--out", f"weights.{ending}")
+    assert (ended.status, ended.err) == (0, "") and f"arrays in albef's layout: weights.{ending}" in ended.out
+    done = Run.open(aligned)
+    model, written = done.rebuilt().loaded(done.state), read(here / f"weights.{ending}")
+    assert Fit.of(written, model)
+    assert all(torch.equal(tensor, written[name]) for name, tensor in done.state.items())
+    assert torch.equal(written["text_encoder.bert.embeddings.position_ids"], torch.arange(64)[None])
+    for name, tensor in written.items():
+        assert "_m." not in name or torch.equal(tensor, written[name.replace("_m.", ".")]), name
+    if ending == "pth":
+        assert list(torch.load(here / "weights.pth", weights_only=True)) == ["model"]
+
+
+@pytest.mark.parametrize("file", ["exported", "its own"])
+def test_a_run_begins_with_what_a_run_has_left(aligned, tmp_path, file):
+    path = RunFolder(aligned).model
+    if file == "exported":
+        path = tmp_path / "weights.pth"
+        export(aligned, path)
+    further = run("albef-tiny", SHORT | {"rounds": 0, "learner.checkpoint": str(path)}, out=tmp_path / "run", draw=False)
+    assert further.state.keys() == Run.open(aligned).state.keys()
+    assert all(torch.equal(tensor, further.state[name]) for name, tensor in Run.open(aligned).state.items())
+
+
+def test_albefs_image_encoder_is_a_vision_transformer_of_timm(aligned, tmp_path):
+    written = export(aligned, tmp_path / "vit.pth", "timm")
+    with global_generators(generator(0)):
+        other = VisionTransformer(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=4, num_classes=3).eval()
+    keys = other.load_state_dict(torch.load(tmp_path / "vit.pth", weights_only=True)["model"], strict=False)
+    assert set(keys.missing_keys) == {"head.weight", "head.bias"} and not keys.unexpected_keys
+    done = Run.open(aligned)
+    model, images = done.rebuilt().loaded(done.state), torch.rand(2, 3, 32, 32, generator=generator(0))
+    with torch.no_grad():
+        assert torch.allclose(other.forward_features(images), model.visual_encoder(images), rtol=1e-4, atol=1e-5)
+    assert "itm_head.weight" in written.dropped
+
+
+def test_encoders_begin_with_a_vision_transformer_and_a_bert_of_their_own(aligned, tmp_path):
+    export(aligned, tmp_path / "vit.safetensors", "timm")
+    state = Run.open(aligned).state
+    words = {name.removeprefix("text_encoder."): tensor for name, tensor in state.items() if name.startswith("text_encoder.")}
+    save_file({name: tensor for name, tensor in words.items() if ".crossattention." not in name}, tmp_path / "bert.safetensors")
+    files = {"learner.vision_checkpoint": "vit.safetensors", "learner.text_checkpoint": "bert.safetensors"}
+    settings = SHORT | {"rounds": 0} | {name: str(tmp_path / file) for name, file in files.items()}
+    further = run("albef-tiny", settings, out=tmp_path / "run", draw=False)
+    built = {name for name in state if ".crossattention." in name or not name.startswith(("visual_encoder.", "text_encoder."))}
+    assert all(torch.equal(further.state[name], state[name]) for name in state.keys() - built)
+    assert not any(torch.equal(further.state[name], state[name]) for name in built if name.endswith("weight") and state[name].ndim > 1)
+
+
+def test_a_layout_of_another_paper_is_refused(aligned, pretrained, tmp_path):
+    with pytest.raises(RunError, match="the model of learner albef has no layout multimae; choose albef or timm"):
+        export(aligned, tmp_path / "out.pth", "multimae")
+    with pytest.raises(RunError, match="the model of learner multimae has no layout albef; choose multimae or timm"):
+        export(pretrained, tmp_path / "out.pth", "albef")

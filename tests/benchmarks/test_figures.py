@@ -314,6 +314,52 @@ def test_nothing_of_a_gallery_is_cut_off(tmp_path, side):
     assert above[0].x1 <= above[1].x0 and caption.y1 <= axes.get_window_extent().y0
 
 
+def boxes_of(figure, tmp_path):
+    """Where each text of a gallery is, by the text without line breaks; and where the pictures are."""
+    saved(figure, tmp_path)
+    (axes,) = figure.axes
+    return {" ".join(text.get_text().split()): text.get_window_extent() for text in (*axes.texts, *figure.texts)}, axes.get_window_extent()
+
+
+@pytest.mark.parametrize("side", [8, 50, 224])
+def test_notes_stand_under_their_pictures_or_in_their_place(tmp_path, side):
+    long = "mmmm wwww mmmm iiii words that go on and on"
+    notes = [[long, "short", "alone: " + long], ["red 93%\nblue 5%\ngreen 2%", "", "x"]]
+    pictures = [[plain(99, side, side), plain(99, side, side), None]] * 2
+    figure = figures.gallery(Gallery(["a", "b"], ["x", "y", "z"], pictures, "The caption.", notes))
+    boxes, whole = boxes_of(figure, tmp_path)
+    shown = side * max(144 // side, 1)
+    across = whole.width / 3
+    column = lambda box: int((box.x0 - whole.x0) / across)  # noqa: E731
+    order = [boxes[name] for name in (long, "short", "red 93% blue 5% green 2%")]
+    assert [column(box) for box in order] == [0, 1, 0] and all(
+        box.width <= shown + 1 for box in boxes.values() if box != boxes["The caption."]
+    )
+    first, _, second = order
+    assert whole.y1 - shown - 30 <= first.y1 <= whole.y1 - shown  # right under the picture
+    assert second.y1 <= first.y0 - shown  # the second row's picture is between
+    assert second.y0 >= whole.y0 and boxes["The caption."].y1 <= whole.y0
+    alone = boxes[f"alone: {long}"]
+    assert column(alone) == 2 and alone.y1 <= whole.y1 and alone.y0 >= first.y0 - 30
+    assert abs((alone.y0 + alone.y1) / 2 - (first.y0 + whole.y1) / 2) <= 24  # in the middle of its row
+
+
+def test_a_gallery_without_notes_is_as_high_as_its_pictures(tmp_path):
+    rows = [[plain(99, 144, 144)]] * 2
+    heights = [
+        saved(figures.gallery(Gallery(["a", "b"], ["x"], rows, "", notes)), tmp_path).height
+        for notes in ((), [[""]] * 2, [["a"], [""]], [["a\nb"], ["c"]])
+    ]
+    assert heights[0] == heights[1] < heights[2] < heights[3]
+
+
+def test_words_of_a_gallery_are_no_formulas(tmp_path):
+    text = "$5 and $\\x"
+    figure = figures.gallery(Gallery([text], [text], [[plain(0)]], text, [[text]]))
+    boxes, _ = boxes_of(figure, tmp_path)
+    assert list(boxes) == [text]
+
+
 def test_pictures_of_several_sizes_stand_in_the_middle_of_their_places(tmp_path):
     image = saved(figures.gallery(Gallery(["r"], ["a", "b"], [[plain(200, 200, 200), plain(100, 4, 8)]])), tmp_path).convert("RGB")
     pixels = np.asarray(image)[..., 0]

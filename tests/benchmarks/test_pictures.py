@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import run
+from benchmarks import galleries, run
 from benchmarks.pictures import redraw
+from benchmarks.runs import Run
 from fedvision.errors import RunError
 from server.folder import RunFolder
 
@@ -122,3 +123,22 @@ def test_another_device_may_draw(showy, fedvision):
     assert fedvision("figures", "out", "--device", "cpu").status == 0
     ended = fedvision("figures", "out", "--device", "toaster")
     assert ended.status == 1 and "engine.device = 'toaster' cannot be used" in ended.err
+
+
+# ---- ALBEF ----------------------------------------------------------------------------------------------------------
+
+SMALL = {
+    "rounds": 1, "data.examples": 80, "data.test_examples": 80, "strategy.steps": 1, "strategy.batch_size": 4, "learner.reranked": 0,
+}  # fmt: skip
+
+
+def test_albef_shows_where_words_look_what_is_masked_and_what_belongs_together(here, fedvision):
+    folder = run("albef-tiny", SMALL, out="out", draw=False).path
+    ended = fedvision("figures", "out")
+    assert (ended.status, ended.err) == (0, "")
+    names = ["masked-words.png", "nearest-images.png", "nearest-texts.png", "words-on-images.png"]
+    assert set(names) < set(drawn(folder)) and len(drawn(folder)) == len(names) + len(USUAL)
+    assert all(np.asarray(Image.open(folder / "figures" / name)).std() > 10 for name in names)
+    opened = Run.open(folder)
+    shown = galleries.of_learner(opened.rebuilt(), opened.arrays)
+    assert shown["nearest-images"].caption.startswith("Of 64 pictures")

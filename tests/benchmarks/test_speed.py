@@ -2,15 +2,17 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import aggregation, learners, measure, report, scaling
+from benchmarks.speed import aggregation, learners, measure, plain_albef, report, scaling, steps
 from benchmarks.speed.child import Turns, decoded, encoded
 from benchmarks.speed.jobs import CONVOLUTIONS, CROSS_SILO, JOBS, MANY_SMALL
 from benchmarks.speed.measure import Whole, difference
@@ -18,6 +20,9 @@ from benchmarks.speed.memory import MARK, Family, Meter
 from benchmarks.speed.methods import FLOWER, FLOWER_ONE_THREAD, IN_PROCESS, METHODS, PLAIN, PLAIN_TWO, Method
 from benchmarks.speed.plain import several_processes
 from benchmarks.speed.results import Point, Ratio, Results, Target, machine, targets
+from fedvision.albef.bert import TextSize, WordModel, initialized
+from fedvision.errors import EngineError
+from fedvision.seeds import generator
 
 LOCAL = replace(MANY_SMALL, clients=6, cohort=3, examples=7, batch=3, shape=(1, 3, 3))
 CENTRAL = replace(CROSS_SILO, clients=3, cohort=3, examples=5, shape=(1, 3, 3))
@@ -228,7 +233,73 @@ def test_aggregation_is_measured_by_threads(capsys):
     assert "| arithmetic mean |" in aggregation.markdown(found["1"], "tiny")
 
 
-@pytest.mark.parametrize("name", ["DoubleMatch, tiny", "USI, tiny"])
+@pytest.mark.parametrize("name", ["DoubleMatch, tiny", "USI, tiny", "ALBEF, tiny"])
 def test_local_steps_of_the_papers_learners_are_compared_with_plain_loops(name):
     found = learners.ratios(learners.PRESETS[name], steps=1, repeats=2)
     assert len(found) == 2 and all(ratio > 0 for ratio in found)
+
+
+def as_torchs(layer, other):
+    """The weights of a layer of BERT's as torch's own."""
+    halves = {"self_attn": other.attention, "multihead_attn": getattr(other, "crossattention", None)}
+    for name, attention in halves.items():
+        if attention is None:
+            continue
+        own, inputs = getattr(layer, name), (attention.self.query, attention.self.key, attention.self.value)
+        own.in_proj_weight.data, own.in_proj_bias.data = (
+            torch.cat([getattr(linear, kind) for linear in inputs]) for kind in ("weight", "bias")
+        )
+        own.out_proj.load_state_dict(attention.output.dense.state_dict())
+    norms = [attention.output.LayerNorm for attention in halves.values() if attention is not None] + [other.output.LayerNorm]
+    for number, norm in enumerate(norms, 1):
+        getattr(layer, f"norm{number}").load_state_dict(norm.state_dict())
+    layer.linear1.load_state_dict(other.intermediate["dense"].state_dict())
+    layer.linear2.load_state_dict(other.output.dense.state_dict())
+
+
+@torch.no_grad()
+def test_the_text_network_that_albef_is_compared_with_computes_the_same():
+    size = TextSize(vocabulary=30, width=16, heads=2, perceptron=24, layers=4, fusion=2, positions=8, context=16, dropout=0.0)
+    model, plain = WordModel(size), plain_albef.Text(size)
+    initialized(model, generator(0), 0.3)
+    embeddings, head = model.bert.embeddings, model.cls["predictions"]
+    pairs = {"words": "word", "places": "position", "kinds": "token_type"}
+    for own, other in pairs.items():
+        getattr(plain, own).load_state_dict(getattr(embeddings, f"{other}_embeddings").state_dict())
+    plain.norm.load_state_dict(embeddings.LayerNorm.state_dict())
+    plain.dense.load_state_dict(head.transform["dense"].state_dict())
+    for layer, other in zip([*plain.reading, *plain.looking], model.bert.layers, strict=True):
+        as_torchs(layer, other)
+    assert sum(param.numel() for param in plain.parameters()) == sum(param.numel() for param in model.parameters())
+    ids, tokens = torch.randint(1, 30, (3, 6), generator=generator(1)), torch.randn(3, 5, 16, generator=generator(2))
+    mask = torch.arange(6) < torch.tensor([6, 4, 2])[:, None]
+    hidden = plain.look(plain.read(ids, mask), mask, tokens)
+    expected = model.bert(ids, mask, [tokens])
+    assert torch.allclose(hidden[mask], expected[mask], atol=1e-5)
+    assert torch.allclose(plain.say(hidden)[mask], model.words(expected)[mask], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_step_as_large_as_published_has_finite_gradients_and_fits_into_memory():
+    free = int(re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())[1]) / 2**20
+    if free < 10:
+        pytest.skip(f"needs 10 GiB of memory, {free:.1f} are free")
+    found = steps.alone("ALBEF, ViT-B and BERT at 256 pixels, 2 pictures", threads=1, steps=1)
+    assert found.finite and found.parameters == 419_873_911 and found.gibibytes < 12
+    assert found.seconds > 0 and found.processor_seconds > 0
+
+
+def test_a_step_is_measured(monkeypatch, capsys):
+    small = replace(learners.PRESETS["ALBEF, tiny"], batch=4)
+    found = steps.measured(small, 1)
+    assert found.finite and found.seconds > 0 and found.gibibytes > 0.1
+    monkeypatch.setattr(steps, "alone", lambda name, threads, count: found._replace(finite=False))
+    monkeypatch.setattr("sys.argv", ["steps", "--only", "ALBEF"])
+    steps.main()
+    assert "NOT FINITE" in capsys.readouterr().out
+
+
+def test_a_step_that_fails_is_told(monkeypatch):
+    monkeypatch.setattr(steps, "PUBLISHED", {})
+    with pytest.raises(EngineError, match=r"(?s)the process of nothing ended with status 2; .*invalid choice"):
+        steps.alone("nothing", 1)

@@ -343,6 +343,17 @@ class PicturesDiffer(Sound):
 drawn = []
 
 
+class PicturesNoted(Sound):
+    """Sound, save that what stands below a picture is another word each time."""
+
+    def pictures(self, model, examples):
+        noted.append("word")
+        return {"words": Gallery(["a"], ["b"], [[None]], notes=[[f"{len(noted)}"]])}
+
+
+noted = []
+
+
 class PicturesHidden(Sound):
     """Sound, save that a picture would be written elsewhere."""
 
@@ -396,6 +407,7 @@ SPOILT = {
     RemembersBeside: "remembers what its model's state dict does not hold",
     PicturesTrain: "pictures changes the model",
     PicturesDiffer: r"pictures draws \['noise'\] differently",
+    PicturesNoted: r"pictures draws \['words'\] differently",
     PicturesHidden: r"pictures names one '\.\./me'",
     PicturesTwice: "as a picture of every run is called",
     PicturesPlain: "gives a ndarray for 'one', expected a Gallery",

@@ -22,6 +22,13 @@ def test_there_is_a_place_for_every_row_and_column(rows, columns, pictures):
         Gallery(rows, columns, pictures)
 
 
+@pytest.mark.parametrize("notes", [[["one"]], [["one", "two"]] * 2, [[]]], ids=["a short row", "a row too many", "empty"])
+def test_there_is_a_note_for_every_picture_or_none_at_all(notes):
+    assert Gallery(["a"], ["x", "y"], [[PICTURE, None]], notes=[["", "one"]]).notes == [["", "one"]]
+    with pytest.raises(DataError, match=r"has rows of .* notes; give one a column in each row, at least one of each, an empty one where"):
+        Gallery(["a"], ["x", "y"], [[PICTURE, None]], notes=notes)
+
+
 @pytest.mark.parametrize(
     ("picture", "kind"),
     [

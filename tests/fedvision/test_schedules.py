@@ -74,3 +74,13 @@ def test_the_warm_up_begins_at_nothing_and_the_cosine_where_it_ends():
         assert rate(step / steps) == pytest.approx(step / warmup if step < warmup else falling)
     assert factor({"name": "warmup-cosine", "warmup": 0.0})(0.0) == 1.0
     assert factor({"name": "warmup-cosine"})(1.0) == pytest.approx(0.0)
+
+
+def test_the_staircase_of_albef_has_its_rates():
+    """30 epochs of 4000 steps, of which 2000 warm up in 20 stairs of 100, from 1e-5 to 1e-4; then a cosine to 1e-5 by epochs."""
+    schedule = factor({"name": "staircase-cosine", "epochs": 30, "warmup": 2000 / 120_000})
+    for step in (0, 99, 100, 101, 1999, 2000, 3999, 4000, 7999, 60_000, 119_999):
+        epoch = step // 4000
+        expected = 1e-5 + min(step // 100, 20) * 9e-5 / 20 if epoch == 0 else 1e-5 + 9e-5 * (1 + math.cos(math.pi * epoch / 30)) / 2
+        assert 1e-4 * schedule(step / 120_000) == pytest.approx(expected), step
+    assert factor({"name": "staircase-cosine"})(0.0) == 1.0

@@ -78,9 +78,14 @@ def _wordings(seen: Sight, number: int, start: int) -> list[str]:
 
 def sight(rows: np.ndarray, size: int, chance: float, dialect: dict[str, str]) -> Sight:
     """What is to be seen in one picture: rows of the objects' table [4, columns]."""
-    things = [_thing(row, size).worded(dialect) for row in rows.tolist() if row[_VISIBLE] >= MENTIONED]
+    things = [thing.worded(dialect) for thing in things_of(rows, size)]
     others = things[1:]
     return Sight(things[0], others[int(chance * len(others))] if others else None, things, dialect.get("picture", "picture"))
+
+
+def things_of(rows: np.ndarray, size: int) -> list[Thing]:
+    """The objects of one picture that may be mentioned, the nearest first, in plain words."""
+    return [_thing(row, size) for row in rows.tolist() if row[_VISIBLE] >= MENTIONED]
 
 
 _SHAPES, _COLORS = tuple(SHAPES), tuple(COLORS)
@@ -112,16 +117,27 @@ OPPOSITE = {
 }  # fmt: skip
 
 
-def _a(words: str) -> str:
+def article(words: str) -> str:
+    """Words with the article before them.
+
+    >>> article("orange ring"), article("hourglass"), article("huge star")
+    ('an orange ring', 'an hourglass', 'a huge star')
+    """
     return f"an {words}" if words.startswith(("a", "e", "i", "o", "u", "hour")) else f"a {words}"
 
 
-def _full(thing: Thing) -> str:
+def described(thing: Thing) -> str:
+    """All that is to be seen of a thing, but its place."""
     texture = "" if thing.texture == "plain" else f"{thing.texture} "
     return f"{thing.size} {thing.color} {texture}{thing.shape}"
 
 
-def _list(parts: Sequence[str]) -> str:
+def listed(parts: Sequence[str]) -> str:
+    """Parts of a sentence side by side.
+
+    >>> listed(["a ring", "a star", "a box"])
+    'a ring, a star and a box'
+    """
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
@@ -131,12 +147,12 @@ def _list(parts: Sequence[str]) -> str:
 def _scene(seen: Sight) -> str:
     """A large red striped circle to the left of a small blue star."""
     first, other = seen.first, seen.other
-    return f"{_a(_full(first))} {relation(first, other)} {_a(_full(other))}" if other else _a(_full(first))
+    return f"{article(described(first))} {relation(first, other)} {article(described(other))}" if other else article(described(first))
 
 
 def _inventory(seen: Sight) -> str:
     """A picture of a red circle, a blue star and a green ring."""
-    return f"{_a(seen.picture)} of {_list([_a(f'{thing.color} {thing.shape}') for thing in seen.things])}"
+    return f"{article(seen.picture)} of {listed([article(f'{thing.color} {thing.shape}') for thing in seen.things])}"
 
 
 def _statement(seen: Sight) -> str:
@@ -149,15 +165,15 @@ def _statement(seen: Sight) -> str:
 
 def _details(seen: Sight) -> str:
     """One can see a circle that is red and striped, and a star that is blue and plain."""
-    return f"one can see {_list([f'{_a(thing.shape)} that is {thing.color} and {thing.texture}' for thing in seen.things])}"
+    return f"one can see {listed([f'{article(thing.shape)} that is {thing.color} and {thing.texture}' for thing in seen.things])}"
 
 
 def _backwards(seen: Sight) -> str:
     """There is a star, small and blue, to the right of a circle, large and red."""
     first, other = seen.first, seen.other
-    told = f"{_a(first.shape)}, {first.size} and {first.color}"
+    told = f"{article(first.shape)}, {first.size} and {first.color}"
     return (
-        f"there is {_a(other.shape)}, {other.size} and {other.color}, {OPPOSITE[relation(first, other)]} {told}"
+        f"there is {article(other.shape)}, {other.size} and {other.color}, {OPPOSITE[relation(first, other)]} {told}"
         if other
         else f"there is {told}"
     )
@@ -165,20 +181,24 @@ def _backwards(seen: Sight) -> str:
 
 def _shapes(seen: Sight) -> str:
     """This picture shows a circle and a star."""
-    return f"this {seen.picture} shows {_list([_a(thing.shape) for thing in seen.things])}"
+    return f"this {seen.picture} shows {listed([article(thing.shape) for thing in seen.things])}"
 
 
 def _distance(seen: Sight) -> str:
     """The circle is nearer than the star."""
     first, other = seen.first, seen.other
-    return f"the {first.shape} is nearer than the {other.shape}" if other else f"something {first.color} in the shape of {_a(first.shape)}"
+    return (
+        f"the {first.shape} is nearer than the {other.shape}"
+        if other
+        else f"something {first.color} in the shape of {article(first.shape)}"
+    )
 
 
 def _comparison(seen: Sight) -> str:
     """The red circle is larger than the blue star."""
     first, other = seen.first, seen.other
     if other is None:
-        return f"what one sees is {first.texture} and {first.color}: {_a(first.shape)}"
+        return f"what one sees is {first.texture} and {first.color}: {article(first.shape)}"
     return f"the {first.color} {first.shape} is larger than the {other.color} {other.shape}"
 
 

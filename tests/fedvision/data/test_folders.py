@@ -168,6 +168,22 @@ def test_pictures_with_captions_can_be_dealt_and_have_a_card(tmp_path, capsys):
     assert "2 clients" in capsys.readouterr().out
 
 
+def test_pictures_with_captions_may_be_stretched_instead_of_cropped(tmp_path):
+    (tmp_path / "images").mkdir()
+    half = np.zeros((8, 16, 3), np.uint8)
+    half[:, :4] = 255  # the crop to the middle leaves none of it
+    Image.fromarray(half).save(tmp_path / "images" / "half.png")
+    listed = {"images": [{"id": 0, "file_name": "half.png"}], "annotations": [{"image_id": 0, "caption": "half"}]}
+    (tmp_path / "captions.json").write_text(json.dumps(listed))
+    whole = {fit: captioned_examples(tmp_path, fit).image.float().mean() for fit in ("crop", "stretch")}
+    assert whole["crop"] == 0 and abs(whole["stretch"] - 255 / 4) < 12
+
+
+def captioned_examples(folder, fit):
+    both = {"annotations": "captions.json", "test_annotations": "captions.json"}
+    return captions(root=str(folder), size=8, fit=fit, rng=rng(), **both).train
+
+
 # ---- paired modalities ----------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from fedvision.data import FederatedData
 from fedvision.data.card import card
 from fedvision.data.examples import IGNORED, Examples
 from fedvision.data.federated import Silos
-from fedvision.data.modalities import Modalities
+from fedvision.data.modalities import Modalities, blanked
 from fedvision.errors import DataError, ExperimentError
 from fedvision.experiment import Experiment
 
@@ -39,6 +39,12 @@ def whole() -> FederatedData:
 @pytest.fixture(scope="module")
 def some() -> FederatedData:
     return loaded(modalities={"silos": THREE})
+
+
+@pytest.mark.parametrize(("field", "nothing"), [("verdict", -1), ("truth", -1), ("answer", 0), ("semseg", IGNORED)])
+def test_what_is_missing_has_the_value_that_means_nothing(field, nothing):
+    values = torch.ones(2, 3, dtype=torch.int64)
+    assert blanked(field, values, torch.tensor([True, False])).tolist() == [[1, 1, 1], [nothing] * 3]
 
 
 def had(silos: Silos, field: str) -> list[bool]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedvision.data.examples import TEXTS
 from fedvision.data.federated import FederatedData
 from fedvision.data.partitions import environment as by_environment
 from fedvision.data.pool import deal
@@ -21,6 +22,7 @@ from fedvision.data.texts import decode_texts
 from fedvision.errors import DataError, ExperimentError
 from fedvision.registry import datasets, partitions
 from fedvision.settings import resolve
+from fedvision.wordpiece import SPECIAL, WordPiece, cleaned_caption, words_of
 
 SOME = {"examples": 60, "test_examples": 20}
 CROWDED = SOME | {"objects": (2, 4), "fields": FIELDS}
@@ -58,15 +60,27 @@ def test_it_is_registered_with_settings_that_a_file_can_give():
 def test_fields_have_the_types_and_shapes_of_the_contract():
     pool = made(fields=FIELDS, size=24, wordings=3, classes=12)
     shapes = {name: (values.dtype, tuple(values.shape[1:])) for name, values in pool.train.fields.items()}
-    length = shapes["caption"][1][1]
+    lengths = {name: shapes[name][1][-1] for name in TEXTS}
     assert shapes == {
         "image": (torch.uint8, (3, 24, 24)),
         "label": (torch.int64, ()),
         "labels": (torch.uint8, (12,)),
-        "caption": (torch.uint8, (3, length)),
+        "caption": (torch.uint8, (3, lengths["caption"])),
         "depth": (torch.float32, (1, 24, 24)),
         "semseg": (torch.uint8, (24, 24)),
         "objects": (torch.float32, (4, len(COLUMNS))),
+        "question": (torch.uint8, (4, lengths["question"])),
+        "answer": (torch.uint8, (4, 1, lengths["answer"])),
+        "answer_weight": (torch.float32, (4, 1)),
+        "hypothesis": (torch.uint8, (3, lengths["hypothesis"])),
+        "verdict": (torch.int64, (3,)),
+        "second_image": (torch.uint8, (3, 24, 24)),
+        "second_objects": (torch.float32, (4, len(COLUMNS))),
+        "statement": (torch.uint8, (2, lengths["statement"])),
+        "truth": (torch.int64, (2,)),
+        "expression": (torch.uint8, (2, lengths["expression"])),
+        "box": (torch.float32, (2, 4)),
+        "proposals": (torch.float32, (8, 4)),
     }
     assert (len(pool.train), len(pool.test), pool.classes) == (60, 20, 12)
 
@@ -520,3 +534,16 @@ def test_domains_speak_in_dialects_and_still_tell_the_truth():
         assert sum(mark <= words for words in own) == 1
     for told, things in spoken(**shifted):
         assert all(any(fits(said, thing) for thing in things) for text in told for said in named(text))
+
+
+def test_every_word_of_every_text_is_one_token_of_the_bundled_vocabulary():
+    pieces, said = WordPiece.of_file("scenes"), set()
+    for strength in (0.0, 1.0):
+        settings = {"examples": 600, "domains": 4, "shift": ("wording",), "shift_strength": strength, "wordings": len(WORDINGS)}
+        train = made(**CROWDED | settings).train
+        for field in (field for field in TEXTS if field in train):
+            said |= {text for texts in decode_texts(train.fields[field].flatten(1, -2)) for text in texts}
+    words = {word for text in said for kind in (text, cleaned_caption(text)) for word in words_of(kind)}
+    assert len(words) > 80 and words <= set(pieces.words)
+    whole = {word for word in pieces.words if len(word.removeprefix("##")) > 1} - set(SPECIAL)
+    assert whole <= words  # and it has no others
