@@ -144,11 +144,11 @@ def test_arrays_and_weights_do_not_travel(experiment, federated, tmp_path):
 
 
 def test_code_of_the_users_own_does_not_travel(tmp_path, monkeypatch):
-    (tmp_path / "my_strategies.py").write_text("from strategies.fedavg import FedAvg as Mine\n")
+    (tmp_path / "left_at_home.py").write_text("from strategies.fedavg import FedAvg as Mine\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(EngineError, match=r"strategy 'my_strategies:Mine' is code of your own.*install its package"):
-        run("quickstart", ON_FLOWER | {"strategy": {"name": "my_strategies:Mine"}})
+    with pytest.raises(EngineError, match=r"strategy 'left_at_home:Mine' is code of your own.*install its package"):
+        run("quickstart", ON_FLOWER | {"strategy": {"name": "left_at_home:Mine"}})
     FlowerRuntime().check(Experiment.load("quickstart", {"strategy": {"name": "flwr.serverapp.strategy:FedTrimmedAvg"}}))
 
 

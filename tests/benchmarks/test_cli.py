@@ -43,13 +43,14 @@ def test_help_imports_nothing_that_takes_seconds(root, arguments):
         assert all(command in done.stdout for command in ("run", "bench", "list", "data", "doctor"))
 
 
-def test_a_run_prints_quiet_lines_a_summary_and_its_folder(fedvision, here):
+def test_a_run_prints_quiet_lines_a_summary_and_its_folder(fedvision, here, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
     ended = fedvision("run", "mine.toml", "--out", "out")
     assert (ended.status, ended.err) == (0, "")
     lines = ended.out.splitlines()
     assert [line.split()[1] for line in lines[:4]] == ["0/3", "1/3", "2/3", "3/3"]
     assert "first" in ended.out and "last" in ended.out
-    assert re.search(r"test_loss +│ +\d+\.\d{4} │", ended.out), "numbers are whole in a window of 80 columns"
+    assert re.search(r"test_loss +│ +\d+\.\d{4} │", ended.out), "numbers are whole in a narrow window"
     assert "run folder: out" in ended.out
     assert "\x1b" not in ended.out, "escape codes although this is no terminal"
 
