@@ -30,7 +30,7 @@ ENOUGH = 3
 @learners("albef-assignment")
 @dataclass(frozen=True, kw_only=True)
 class ALBEFAssignment(ImageText):
-    """Pre-training of ALBEF for two pictures: is a caption that of the first, of the second, or of neither?
+    """Pre-training of ALBEF for two pictures: whether a caption is that of the first, of the second, or of neither.
 
     Pictures that look like the caption's own are shown more often. Nothing moves slowly: there are no copies. Batches of fewer than
     three pictures teach nothing.
