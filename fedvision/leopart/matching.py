@@ -90,10 +90,20 @@ def one_to_one(scores: Float[np.ndarray, "classes clusters"]) -> Int[np.ndarray,
     return matched
 
 
+def grouped(counts: Int[np.ndarray, "classes clusters"], groups: Int[np.ndarray, "clusters"], number: int) -> Int[np.ndarray, "classes groups"]:
+    """The counts of groups of clusters, ``number`` of them: a cluster's pixels are in the group that ``groups`` says.
+
+    >>> grouped(np.array([[1, 2, 3], [4, 5, 6]]), np.array([1, 0, 1]), 2).tolist()
+    [[2, 4], [5, 10]]
+    """
+    merged = np.zeros((number, len(counts)), counts.dtype)
+    np.add.at(merged, groups, counts.T)
+    return merged.T
+
+
 def overlap(counts: Int[np.ndarray, "classes clusters"], match: Int[np.ndarray, "clusters"]) -> Overlap:
     """How well classes are found where each cluster is taken for the class that ``match`` says."""
-    taken = np.zeros((len(counts), len(counts)), counts.dtype)
-    np.add.at(taken.T, match, counts.T)
+    taken = grouped(counts, match, len(counts))
     right = np.diag(taken)
     return Overlap(right, taken.sum(0) - right, taken.sum(1) - right)
 
