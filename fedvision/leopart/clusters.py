@@ -77,7 +77,7 @@ def clustered_by_direction(
     some = _sampled(points, clusters * sample, seed)
     runs = [_spherical(some, min(clusters, len(some)), derive(seed, "restart", number), iterations) for number in range(restarts)]
     centers, _ = max(runs, key=lambda run: run[1])
-    return (points @ centers.T).argmax(1)
+    return np.asarray((points @ centers.T).argmax(1))
 
 
 def _spherical(points: Float[np.ndarray, "n d"], clusters: int, seed: int, iterations: int) -> tuple[Float[np.ndarray, "k d"], float]:

@@ -71,7 +71,7 @@ def _neighbors(maps: Int[np.ndarray, "n rows columns"], number: int, distances: 
 
 def mutual(conditional: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
     """The lower of two clusters' shares of each other."""
-    return np.minimum(conditional, conditional.T)
+    return np.asarray(np.minimum(conditional, conditional.T))
 
 
 def linked(conditional: Float[np.ndarray, "k k"], threshold: float) -> Network:
@@ -125,8 +125,9 @@ def unlabeled_threshold(conditional: Float[np.ndarray, "k k"], markov_time: floa
 
     Of ``thresholds``; 0 if nothing is linked. How many are wanted is one fewer than classes are counted, the background's.
     """
-    found = [(_several(communities(linked(conditional, t), len(conditional), markov_time, modules)), t) for t in thresholds(conditional)]
-    return float(min(((abs(number - wanted), -t) for number, t in found), default=(0, -0.0))[1] * -1)
+    size = len(conditional)
+    found = [(_several(communities(linked(conditional, each), size, markov_time, modules)), each) for each in thresholds(conditional)]
+    return float(min(found, key=lambda pair: (abs(pair[0] - wanted), -pair[1]), default=(0, 0.0))[1])
 
 
 def _several(own: Int[np.ndarray, "k"]) -> int:

@@ -168,7 +168,7 @@ class Discovery:
         own = clustered(flat, number, seed, self.settings.restarts, self.settings.iterations)
         return own.reshape(self.points.shape[:-1])
 
-    def _clustered_foreground(self, number: int, seed: int) -> Int[np.ndarray, "n rows columns"]:
+    def clustered_foreground(self, number: int, seed: int) -> Int[np.ndarray, "n rows columns"]:
         """Clusters of the foreground; the background is one more, the last."""
         own = np.full(self.foreground.shape, number)
         own[self.foreground] = clustered(self.points[self.foreground], number, seed, self.settings.restarts, self.settings.iterations)
@@ -186,7 +186,7 @@ class Discovery:
     # ---- clusters ----------------------------------------------------------------------------------------------------
 
     def overclustering(self, number: int) -> float:
-        """mIoU of many clusters, each taken for the class that most of its pixels are of."""
+        """The mIoU of many clusters, each taken for the class that most of its pixels are of."""
         return self._mean_miou(lambda seed: self._clustered(number, seed), number, matching.by_precision)
 
     @cached_property
@@ -196,7 +196,7 @@ class Discovery:
 
     @property
     def clusters_miou(self) -> float:
-        """mIoU of as many clusters as classes, matched one to one."""
+        """The mIoU of as many clusters as classes, matched one to one."""
         return self._mean_miou(lambda seed: self._clustered(self.classes, seed), self.classes, matching.by_assignment)
 
     # ---- foreground --------------------------------------------------------------------------------------------------
@@ -223,9 +223,9 @@ class Discovery:
 
     @property
     def cbfe_miou(self) -> float:
-        """mIoU of one fewer clusters of the foreground than classes, and the background, matched one to one."""
+        """The mIoU of one fewer clusters of the foreground than classes, and the background, matched one to one."""
         number = max(self.classes - 1, 1)
-        return self._mean_miou(lambda seed: self._clustered_foreground(number, seed), number + 1, matching.by_assignment)
+        return self._mean_miou(lambda seed: self.clustered_foreground(number, seed), number + 1, matching.by_assignment)
 
     def agreement(self, name: str, mask: Bool[np.ndarray, "n rows columns"]) -> Mapping[str, float]:
         """How well a mask of the foreground agrees with the true one, by area and by boundary; what is not known is foreground."""
@@ -240,7 +240,7 @@ class Discovery:
     @cached_property
     def parts(self) -> Int[np.ndarray, "n rows columns"]:
         """Clusters of the foreground; the background is the last."""
-        return self._clustered_foreground(self.settings.community_clusters, 0)
+        return self.clustered_foreground(self.settings.community_clusters, 0)
 
     @cached_property
     def neighbors(self) -> Float[np.ndarray, "k k"]:
@@ -263,7 +263,7 @@ class Discovery:
         thresholds, times = {self.settings.link_threshold, *cd.thresholds(self.neighbors)}, {self.settings.markov_time, *MARKOV_TIMES}
         counts = self.counts(self.parts, len(self.neighbors), self.calibrating)
         pairs = [(float(threshold), time) for threshold in sorted(thresholds) for time in sorted(times)]
-        return max(pairs, key=lambda pair: self._grouped_miou(counts, self._communities(*pair, seed=1)))
+        return max(pairs, key=lambda pair: self._grouped_miou(counts, self._communities(pair[0], pair[1], 1)))
 
     def communities(self, seed: int) -> Int[np.ndarray, "k"]:
         """The community of each part, and of the background; 0: of none. Seeds begin at 1."""

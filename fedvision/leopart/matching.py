@@ -71,7 +71,7 @@ def best(scores: Float[np.ndarray, "classes clusters"]) -> Int[np.ndarray, "clus
     >>> best(np.array([[0.5, 0.1], [0.5, 0.9]])).tolist()
     [0, 1]
     """
-    return scores.argmax(0)
+    return np.asarray(scores.argmax(0))
 
 
 def one_to_one(scores: Float[np.ndarray, "classes clusters"]) -> Int[np.ndarray, "clusters"]:
@@ -90,7 +90,9 @@ def one_to_one(scores: Float[np.ndarray, "classes clusters"]) -> Int[np.ndarray,
     return matched
 
 
-def grouped(counts: Int[np.ndarray, "classes clusters"], groups: Int[np.ndarray, "clusters"], number: int) -> Int[np.ndarray, "classes groups"]:
+def grouped(
+    counts: Int[np.ndarray, "classes clusters"], groups: Int[np.ndarray, "clusters"], number: int
+) -> Int[np.ndarray, "classes groups"]:
     """The counts of groups of clusters, ``number`` of them: a cluster's pixels are in the group that ``groups`` says.
 
     >>> grouped(np.array([[1, 2, 3], [4, 5, 6]]), np.array([1, 0, 1]), 2).tolist()
@@ -109,15 +111,15 @@ def overlap(counts: Int[np.ndarray, "classes clusters"], match: Int[np.ndarray, 
 
 
 def by_precision(counts: Int[np.ndarray, "classes clusters"]) -> float:
-    """mIoU where each cluster is taken for the class that most of its pixels are of: overclustering."""
+    """The mIoU where each cluster is taken for the class that most of its pixels are of: overclustering."""
     return overlap(counts, best(precisions(counts))).miou
 
 
 def by_iou(counts: Int[np.ndarray, "classes clusters"]) -> float:
-    """mIoU where each cluster is taken for the class that it overlaps best with."""
+    """The mIoU where each cluster is taken for the class that it overlaps best with."""
     return overlap(counts, best(ious(counts))).miou
 
 
 def by_assignment(counts: Int[np.ndarray, "classes clusters"]) -> float:
-    """mIoU where clusters are matched with classes one to one, by how they overlap."""
+    """The mIoU where clusters are matched with classes one to one, by how they overlap."""
     return overlap(counts, one_to_one(ious(counts))).miou
