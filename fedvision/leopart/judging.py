@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fedvision.data.examples import IGNORED
+from fedvision.errors import DataError
 from fedvision.leopart import clustered_foreground as cbfe
 from fedvision.leopart import communities as cd
 from fedvision.leopart import matching
@@ -99,7 +100,7 @@ def judged(
         the foreground where none is, is left out.
 
     Raises:
-        DataError: features that are not finite.
+        DataError: features that are not finite, or shapes that do not belong together.
         ExperimentError: the packages of the extra ``parts`` are not installed.
     """
     found = Discovery(_numbers(tokens), _numbers(attention).astype(bool), _numbers(semseg).astype(np.int64), classes, settings)
@@ -137,6 +138,12 @@ class Discovery:
     semseg: Int[np.ndarray, "n h w"]
     classes: int
     settings: Judging
+
+    def __post_init__(self) -> None:
+        shapes = [list(each.shape) for each in (self.tokens, self.attention, self.semseg)]
+        if shapes[0][:3] != shapes[1] or len(self.semseg) != len(self.tokens) or self.classes < 1:
+            fact = "features of patches, attention and maps of classes are {} and {} and {}".format(*shapes)
+            raise DataError(f"{fact}, with {self.classes} classes; give [n, rows, columns, width], [n, rows, columns] and [n, h, w]")
 
     # ---- images ----------------------------------------------------------------------------------------------------
 
