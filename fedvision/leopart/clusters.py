@@ -23,7 +23,8 @@ SAMPLE = 256
 def reduced(tokens: Float[np.ndarray, "n width"], dimensions: int) -> Float[np.ndarray, "n d"]:
     """Tokens in fewer numbers: each feature with mean 0 and deviation 1, then the directions in which they vary most.
 
-    Features that never change become 0. As many numbers as there are tokens or features, if these are fewer than ``dimensions``.
+    Features that never change become 0; if none does, one number is left. There are as many numbers as tokens or features, if these
+    are fewer than ``dimensions``.
 
     Raises:
         DataError: features that are not finite.
@@ -33,9 +34,9 @@ def reduced(tokens: Float[np.ndarray, "n width"], dimensions: int) -> Float[np.n
 
     if not np.isfinite(tokens).all():
         raise DataError("features of patches are not finite, so that nothing can be clustered; train with a lower rate")
-    if len(tokens) < 2:
-        return np.zeros((len(tokens), 1), np.float32)
-    standard = StandardScaler().fit_transform(tokens)
+    standard = StandardScaler().fit_transform(tokens) if len(tokens) else tokens
+    if not standard.any():
+        return np.zeros((len(tokens), 1), tokens.dtype)
     return np.asarray(PCA(min(dimensions, *standard.shape), svd_solver="covariance_eigh").fit_transform(standard))
 
 

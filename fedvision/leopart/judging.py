@@ -15,12 +15,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from annotated_types import Ge, Lt
 from jaxtyping import Bool, Float, Int
+from pydantic import AfterValidator
 from torch import Tensor
 
 from fedvision.data.examples import IGNORED
@@ -31,7 +32,7 @@ from fedvision.leopart import matching
 from fedvision.leopart.clusters import clustered, clustered_by_direction, reduced, resized
 from fedvision.leopart.masks import jaccard, mean_boundary_f1
 from fedvision.seeds import numpy_generator
-from fedvision.settings import Count, Fraction, Natural, Positive, PositiveFraction
+from fedvision.settings import Count, Fraction, Natural, Positive, PositiveFraction, resolve
 
 MARKOV_TIMES = (0.4, 1.0, 2.0)
 """That are tried if labels choose."""
@@ -74,6 +75,27 @@ class Judging:
     community_seeds: Count = 10
     boundary: PositiveFraction = 16 / 448
     calibration: Annotated[float, Ge(0), Lt(1)] = 0.0
+
+
+def judging_of(table: Mapping[str, Any]) -> Judging:
+    """The settings of a learner's table ``judging``.
+
+    Raises:
+        ExperimentError: an unknown setting, or a value of the wrong type or range.
+
+    >>> judging_of({"clusters": [24], "calibration": 0.2}).clusters
+    (24,)
+    """
+    return Judging(**resolve(Judging, table, "learner.judging"))
+
+
+def _checked(table: dict[str, Any]) -> dict[str, Any]:
+    judging_of(table)
+    return table
+
+
+JudgingTable = Annotated[dict[str, Any], AfterValidator(_checked)]
+"""A learner's setting that ``judging_of`` takes, checked when the experiment is read."""
 
 
 def judged(

@@ -20,9 +20,7 @@ def naive_boundary(mask):
     whole = np.pad(mask, 1)
     steps = ((0, 1), (1, 0), (0, -1), (-1, 0))
     rows, columns = mask.shape
-    return {
-        (c, r) for r in range(rows) for c in range(columns) if mask[r, c] and not all(whole[r + 1 + y, c + 1 + x] for y, x in steps)
-    }
+    return {(c, r) for r in range(rows) for c in range(columns) if mask[r, c] and not all(whole[r + 1 + y, c + 1 + x] for y, x in steps)}
 
 
 def naive_f1(truth, predicted, threshold):

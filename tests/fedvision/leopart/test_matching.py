@@ -21,7 +21,9 @@ from fedvision.leopart.matching import (
     precisions,
 )
 
-maps = st.integers(1, 60).flatmap(lambda n: st.tuples(arrays(int, n, elements=st.integers(0, 3)), arrays(int, n, elements=st.integers(0, 5))))
+maps = st.integers(1, 60).flatmap(
+    lambda n: st.tuples(arrays(int, n, elements=st.integers(0, 3)), arrays(int, n, elements=st.integers(0, 5)))
+)
 
 
 def naive(truth, predicted, classes):
