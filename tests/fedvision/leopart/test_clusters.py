@@ -88,6 +88,8 @@ def test_centers_are_sought_in_a_sample_and_given_to_all(way, rng):
     truth = np.arange(900) % 3
     points = np.eye(3)[truth] * 10 + rng.normal(size=(900, 3))
     assert same_parts(way(points, 3, 0, sample=20), truth)
+    plain = rng.normal(size=(400, 4))
+    assert not same_parts(way(plain, 10, 0, sample=2), way(plain, 10, 0)), "so few points lead elsewhere"
 
 
 def test_directions_count_whatever_the_length(rng):

@@ -87,6 +87,12 @@ def test_groups_are_communities(markov_time):
     assert [len(set(found[i : i + 5])) for i in (0, 5, 10)] == [1, 1, 1] and set(found) == {1, 2, 3}
 
 
+def test_communities_are_larger_the_longer_the_walk():
+    network = linked(cliques(8, 4, between=0.12), 0.001)
+    numbers = [communities(network, 32, markov_time, modules=0).max() for markov_time in (0.2, 1.0, 8.0)]
+    assert numbers[0] > numbers[1] >= numbers[2] and numbers[0] > numbers[2]
+
+
 def test_communities_depend_on_how_many_are_preferred():
     network = linked(cliques(3, 4, between=0.1), 0.001)
     assert communities(network, 12, modules=12).max() > communities(network, 12, modules=0).max()

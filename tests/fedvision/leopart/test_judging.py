@@ -11,7 +11,8 @@ from fedvision.errors import DataError, ExperimentError
 from fedvision.leopart.clusters import clustered, resized
 from fedvision.leopart.communities import linked
 from fedvision.leopart.judging import Discovery, Judging, JudgingTable, judged, judging_of
-from fedvision.leopart.matching import by_precision, counted
+from fedvision.leopart.matching import by_assignment, by_precision, counted
+from fedvision.leopart.masks import mean_boundary_f1
 from fedvision.settings import check, resolve
 
 SETTINGS = Judging(
@@ -118,8 +119,23 @@ def test_boundaries_are_as_near_as_a_share_of_the_side(scenes):
     tokens, attention, semseg = scenes
     wide, narrow = (judged(tokens, attention, semseg, CLASSES, replace(SETTINGS, boundary=share)) for share in (0.5, 0.06))
     assert wide["attention_boundary_f1"] > narrow["attention_boundary_f1"]
-    twice = judged(tokens, attention, semseg.repeat_interleave(2, 1).repeat_interleave(2, 2), CLASSES, replace(SETTINGS, boundary=0.06))
-    assert twice["attention_boundary_f1"] == pytest.approx(narrow["attention_boundary_f1"], abs=0.1)
+    large = semseg.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    scores = judged(tokens, attention, large, CLASSES, replace(SETTINGS, boundary=0.1))
+    wanted = mean_boundary_f1(large.numpy() > 0, resized(attention.numpy(), 32, 32), 3.2)
+    assert scores["attention_boundary_f1"] == pytest.approx(wanted)
+
+
+def test_the_foreground_is_clustered_into_one_fewer_than_the_classes(scenes):
+    one = found(scenes)
+    wanted = [by_assignment(one.counts(one.clustered_foreground(CLASSES - 1, seed), CLASSES, one.judged)) for seed in range(2)]
+    assert one.cbfe_miou == pytest.approx(np.mean(wanted))
+    assert one.cbfe_miou != pytest.approx(by_assignment(one.counts(one.clustered_foreground(CLASSES, 0), CLASSES + 1, one.judged)))
+
+
+def test_communities_are_sought_with_every_seed(scenes, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(Discovery, "communities", lambda self, seed: seeds.append(seed) or np.zeros(7, int))
+    assert found(scenes, replace(SETTINGS, community_seeds=3)).communities_miou > 0 and seeds == [1, 2, 3]
 
 
 # ---- labels ---------------------------------------------------------------------------------------------------------
@@ -158,6 +174,14 @@ def test_the_labels_of_judged_images_choose_nothing(scenes):
     changed[torch.from_numpy(one.judged)] = 1
     two = found((tokens, attention, changed), settings)
     assert (one.foreground == two.foreground).all() and one.link == two.link
+
+
+def test_clusters_are_foreground_where_attention_marks_them_in_the_same_images(scenes):
+    tokens, attention, semseg = scenes
+    settings = replace(SETTINGS, calibration=0.4)
+    known = torch.from_numpy(found(scenes, settings).calibrating)
+    one = found((tokens, attention & known[:, None, None], semseg), settings)
+    assert one.foreground[known].any() and not one.foreground[~known].any()
 
 
 def test_too_few_labels_to_share_choose_nothing(scenes):

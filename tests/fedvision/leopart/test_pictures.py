@@ -124,7 +124,8 @@ def test_linked_nodes_are_near_each_other():
 
 def test_the_square_is_the_node_that_it_is_asked_to_be():
     network, groups, sizes = (np.array([[0, 1]]), np.ones(1)), np.array([1, 1]), np.array([4, 4])
-    one, two = (drawn(network, groups, sizes, square) for square in (0, 1))
-    color = palette()[0]
-    squares = [[int((half == color).all(-1).sum()) for half in np.array_split(image, 2, axis=1)] for image in (one, two)]
-    assert squares[0] == squares[1][::-1] and squares[0][0] != squares[0][1]
+    left = int(layout(network, groups)[:, 0].argmin())
+    for square in (0, 1):
+        halves = np.array_split(drawn(network, groups, sizes, square), 2, axis=1)
+        areas = [int((half == palette()[0]).all(-1).sum()) for half in halves]
+        assert (areas[0] > areas[1]) == (square == left), "a square is larger than a circle as wide"
