@@ -11,8 +11,8 @@ from fedvision.errors import DataError, ExperimentError
 from fedvision.leopart.clusters import clustered, resized
 from fedvision.leopart.communities import linked
 from fedvision.leopart.judging import Discovery, Judging, JudgingTable, judged, judging_of
-from fedvision.leopart.matching import by_assignment, by_precision, counted
 from fedvision.leopart.masks import mean_boundary_f1
+from fedvision.leopart.matching import by_assignment, by_precision, counted
 from fedvision.settings import check, resolve
 
 SETTINGS = Judging(
