@@ -6,7 +6,6 @@ a prediction shows it as it was given, since no loss was ever computed there.
 Source: after figures 1, 2 and 4 of arXiv 2204.01678.
 """
 
-import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedvision.colors import NOTHING, palette
 from fedvision.data.examples import IGNORED
 from fedvision.gallery import Gallery, Picture
 from fedvision.multimae.losses import known, spread
@@ -27,8 +27,8 @@ from fedvision.seeds import generator
 Shown = Mapping[str, Bool[Tensor, "n"]]
 """By input: which patches are visible; none of an input that is not named."""
 
-COVER, NOTHING = 128, 235
-"""The gray of patches that are masked, and of values that are not known."""
+COVER = 128
+"""The gray of patches that are masked."""
 
 TINTS = {"red": (1.0, 0.2, 0.15), "blue": (0.15, 0.3, 1.0)}
 """The colors that a patch is given."""
@@ -259,20 +259,6 @@ def _tinted(images: Float[Tensor, "1 3 h w"], color: tuple[float, float, float])
 
 
 # ---- colors ---------------------------------------------------------------------------------------------------------
-
-
-def palette() -> np.ndarray:
-    """A color for each class id, uint8 [256, 3]: neighbors differ much, none is gray but that of what is not known.
-
-    >>> palette()[:2].tolist(), palette()[255].tolist()
-    ([[31, 119, 180], [255, 127, 14]], [235, 235, 235])
-    """
-    first = ["1f77b4", "ff7f0e", "2ca02c", "d62728", "9467bd", "bcbd22", "17becf", "e377c2", "8c564b"]
-    colors = [tuple(bytes.fromhex(color)) for color in first]
-    for number in range(len(first), IGNORED):
-        hue, value = number * 0.618034 % 1, (1.0, 0.75, 0.5)[number % 3]
-        colors.append(tuple(round(255 * each) for each in colorsys.hsv_to_rgb(hue, 0.55 + 0.4 * (number % 2), value)))
-    return np.array([*colors, (NOTHING,) * 3], np.uint8)
 
 
 def _heat(values: Float[Tensor, "h w"], target: Float[Tensor, "h w"]) -> Float[Tensor, "3 h w"]:
