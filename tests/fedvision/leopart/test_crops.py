@@ -61,7 +61,7 @@ def test_boxes_have_the_areas_and_ratios_that_they_are_asked_for():
     width, height = (boxes[:, 2:] - boxes[:, :2]).double().unbind(1)
     shares, ratios = width * height / 1e4, width / height
     assert 0.24 < shares.min() < 0.27 and shares.max() <= 1.0 and abs(shares.mean() - 0.58) < 0.03
-    assert 0.74 < ratios.min() < 0.76 and 1.31 < ratios.max() < 1.35 and abs(ratios.log().mean()) < 0.02
+    assert 0.73 < ratios.min() < 0.77 and 1.3 < ratios.max() < 1.37 and abs(ratios.log().mean()) < 0.02
     # where nothing fits it is the middle, as large as ratios allow
     assert random_boxes(2, (10, 100), (1.0, 1.0), generator(0, "boxes")).tolist() == [[43, 0, 56, 10]] * 2
 
@@ -122,7 +122,7 @@ def test_each_picture_is_blurred_by_its_own_gaussian():
 
 
 def test_changes_happen_as_often_as_they_are_asked_to():
-    pictures = images(1).expand(600, -1, 8, 8)
+    pictures = images(1, 3, 8, 8).expand(600, -1, -1, -1)
     gray = Colors(jittered=0.0, gray=0.3, blurred=0.0)(pictures, generator(0, "colors"))
     share = (gray == gray[:, :1]).all((1, 2, 3)).float().mean().item()
     assert abs(share - 0.3) < 3 * math.sqrt(0.21 / 600)
@@ -130,7 +130,7 @@ def test_changes_happen_as_often_as_they_are_asked_to():
     assert torch.equal(untouched, pictures)
     changed = Colors(gray=0.0)(pictures, generator(0, "colors"))
     assert ((changed != pictures).any(3).any(2).any(1)).float().mean() == pytest.approx(0.9, abs=0.05)
-    assert changed.min() >= 0 and changed.max() <= 1 + 1e-5
+    assert changed.min() >= -1e-5 and changed.max() <= 1 + 1e-5
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])

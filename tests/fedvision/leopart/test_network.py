@@ -112,11 +112,8 @@ def test_a_step_along_the_gradient_of_unit_rows_is_one_of_rows_that_were_normali
 def test_a_teacher_begins_at_the_transformer_and_its_head_where_it_is_asked_to(copied):
     model = built(copied=copied)
     assert torch.equal(model.teacher.blocks[1].mlp.fc1.weight, model.model.blocks[1].mlp.fc1.weight)
-    for ours, theirs in (
-        (model.teacher.prototypes, model.model.prototypes),
-        (model.teacher.projection_head[2], model.model.projection_head[2]),
-    ):
-        assert torch.equal(ours.weight, theirs.weight) == copied
+    for name in ("prototypes.weight", "projection_head.2.weight"):
+        assert torch.equal(model.teacher.state_dict()[name], model.model.state_dict()[name]) == copied
 
 
 def test_a_teacher_follows_normalized_prototypes():
