@@ -1,4 +1,4 @@
-"""Leopart: features of parts of objects, learned by clustering patches, and what they are judged by.
+"""Leopart: a vision transformer whose patches cluster into the parts of objects, and what its features are judged by.
 
 Source: Self-Supervised Learning of Object Parts for Semantic Segmentation, arXiv 2204.13101.
 """
