@@ -19,15 +19,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fedvision.data.examples import Examples
+from fedvision.data.examples import SEMSEG, Examples
 from fedvision.data.federated import Spec
 from fedvision.errors import ExperimentError
 from fedvision.learners.learner import Group, Holding, Interchangeable, Learner, Loss
 from fedvision.leopart import assignment, losses
 from fedvision.leopart.colors import Colors
 from fedvision.leopart.crops import GLOBAL, IMAGENET, Cropped, MultiCrop
+from fedvision.gallery import Gallery
 from fedvision.leopart.foreground import foreground
+from fedvision.leopart.judging import JudgingTable, discovered, judged, judging_of
 from fedvision.leopart.network import HEADS, Guidance, Leopart, Network, Seen, uniform_streak
+from fedvision.leopart.pictures import galleries
 from fedvision.leopart.vision import VisionSize
 from fedvision.leopart.weights import initialized_from
 from fedvision.metrics import Metrics, total
@@ -52,6 +55,9 @@ ALARM = 20
 
 BATCH = 64
 """Pictures that are evaluated together."""
+
+DRAWN = 6
+"""Pictures in which it is shown what is found in all."""
 
 log = logging.getLogger("fedvision")
 
@@ -127,7 +133,10 @@ class LeopartLearner(Learner):
         drop_path: probability that a picture skips the last block's branches, in the network that learns.
         head_rate: what the optimizer's rate is times for head and prototypes.
         resolution: pixels a side of the pictures whose tokens are evaluated; what patches fill of their own if not given.
-        checkpoint: file of weights to begin with: DINO's, timm's, Leopart's, or a run's ``model.safetensors``.
+        judging: how classes and objects are found in the test set, of which none is trained on, and judged by its field ``semseg``: a
+            table, ``fedvision.leopart.judging.Judging``; not at all if not given.
+        semantic_classes: of ``semseg``, with the background.
+        checkpoint: file of weights to begin with: DINO's, timm's, MultiMAE's, Leopart's, or a run's ``model.safetensors``.
 
     Source: arXiv 2204.13101; the defaults are the paper's, whose ``networks`` are ``small``. The other half of the recipe belongs to
         the strategy: AdamW with rate 1e-5, schedule ``cosine``, and weight decay 0.04 with decay_schedule ``cosine`` to 12.5 times.
@@ -137,6 +146,7 @@ class LeopartLearner(Learner):
     """
 
     learns_unlabeled = True
+    shown = 256  # pictures, of which most are only for the clusters
     networks: Literal["tiny", "small", "base"] = "tiny"
     patch: Count = 16
     prototypes: Count | None = None
@@ -167,6 +177,8 @@ class LeopartLearner(Learner):
     drop_path: Fraction = 0.1
     head_rate: Positive = 10.0
     resolution: Count | None = None
+    judging: JudgingTable | None = None
+    semantic_classes: Count = 21
     checkpoint: str | None = None
 
     def __post_init__(self) -> None:
@@ -192,6 +204,8 @@ class LeopartLearner(Learner):
         """
         if len(spec.image_shape) != 3:
             raise ExperimentError(f"learner leopart needs pictures, the inputs have shape {spec.image_shape}; choose other data")
+        if self.judging is not None and spec.fields and SEMSEG not in spec.fields:
+            raise ExperimentError(f"learner.judging needs the field {SEMSEG}, which the data lack; add it to data.fields, or leave judging out")
         channels, *sides = spec.image_shape
         crops, size = self._crops(min(sides)), self.size
         vision = replace(size.vision, side=crops.global_size, patch=self.patch, channels=channels)
@@ -390,6 +404,27 @@ class LeopartLearner(Learner):
         spread = seen.tokens[0][: GLOBAL * len(batch)].std(1, correction=0).mean(1)
         loss = losses.swapped_loss(self._errors(seen, view, assigned)).double() * len(batch)
         return Metrics.of_batch({"loss": loss, "token_std": spread.double().sum() / GLOBAL}, len(batch))
+
+    def overall(self, model: nn.Module, examples: Examples) -> Mapping[str, float]:
+        """What is found without labels, see ``fedvision.leopart.judging.judged``; nothing without ``judging``."""
+        if self.judging is None:
+            return {}
+        settings = judging_of(self.judging)
+        return judged(*self._looks(model, examples), examples.fields[SEMSEG], self.semantic_classes, settings)
+
+    def _looks(self, model: nn.Module, examples: Examples) -> tuple[Float[Tensor, "n rows columns width"], Bool[Tensor, "n rows columns"]]:
+        """Tokens of the patches, and where attention looks."""
+        parts = [batch.decoded().image for batch in examples.batches(BATCH)]
+        masks = [foreground(self.attention(model, images), self.mass) for images in parts]
+        return torch.cat([self.tokens(model, images) for images in parts]), torch.cat(masks)
+
+    def pictures(self, model: nn.Module, examples: Examples) -> Mapping[str, Gallery]:
+        """Classes, foreground and neighboring parts that are found in some pictures; nothing without ``judging``."""
+        if self.judging is None:
+            return {}
+        semseg, settings = examples.fields[SEMSEG], judging_of(self.judging)
+        found = discovered(*self._looks(model, examples), semseg, self.semantic_classes, settings)
+        return galleries([as_picture(image) for image in examples.image[:DRAWN]], found)
 
     def tokens(self, model: nn.Module, images: Tensor) -> Float[Tensor, "n rows columns width"]:
         """The network's tokens of the patches of pictures, after the last normalization, as all evaluation sees them.

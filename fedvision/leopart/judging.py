@@ -98,6 +98,17 @@ JudgingTable = Annotated[dict[str, Any], AfterValidator(_checked)]
 """A learner's setting that ``judging_of`` takes, checked when the experiment is read."""
 
 
+def discovered(
+    tokens: Float[Tensor, "n rows columns width"],
+    attention: Bool[Tensor, "n rows columns"],
+    semseg: Int[Tensor, "n h w"],
+    classes: int,
+    settings: Judging,
+) -> "Discovery":
+    """What is found in some images; see ``judged``."""
+    return Discovery(_numbers(tokens), _numbers(attention).astype(bool), _numbers(semseg).astype(np.int64), classes, settings)
+
+
 def judged(
     tokens: Float[Tensor, "n rows columns width"],
     attention: Bool[Tensor, "n rows columns"],
@@ -125,7 +136,7 @@ def judged(
         DataError: features that are not finite, or shapes that do not belong together.
         ExperimentError: the packages of the extra ``parts`` are not installed.
     """
-    found = Discovery(_numbers(tokens), _numbers(attention).astype(bool), _numbers(semseg).astype(np.int64), classes, settings)
+    found = discovered(tokens, attention, semseg, classes, settings)
     if not found.judged.any():
         return {}
     overclustered = {f"overclustering_{number}": found.overclustering(number) for number in settings.clusters}

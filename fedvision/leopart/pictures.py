@@ -35,8 +35,8 @@ def galleries(pictures: Sequence[Picture], found: Discovery) -> dict[str, Galler
     """What is found in some images; the network of parts only if any are linked.
 
     Args:
-        pictures: the images, as they are shown.
-        found: in these images.
+        pictures: the first of the images, as they are shown.
+        found: in all of them.
     """
     drawn = {"classes-found": classes_found(pictures, found), "foreground": foreground(pictures, found)}
     network = neighboring_parts(pictures, found)
@@ -58,11 +58,12 @@ def classes_found(pictures: Sequence[Picture], found: Discovery) -> Gallery:
     taken = {name: matched(found, *pair) for name, pair in maps.items()}
     rows = [
         [enlarged(picture), _painted(truth, picture), *(_painted(each[i], picture) for each in taken.values())]
-        for i, (picture, truth) in enumerate(zip(pictures, found.semseg, strict=True))
+        for i, (picture, truth) in enumerate(zip(pictures, found.semseg, strict=False))
     ]
     caption = (
         f"As many clusters of patches as classes ({found.classes}); clusters of the foreground that is found, beside one background; "
-        "communities of its parts. Colors are those of the classes that clusters are matched with in these pictures, dark is background."
+        f"communities of its parts. Colors are those of the classes that clusters are matched with in {len(found.semseg)} pictures, dark "
+        "is background."
     )
     return Gallery([f"{i}" for i in range(len(pictures))], ["picture", "truth", *maps], rows, caption)
 

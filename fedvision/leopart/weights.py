@@ -1,8 +1,8 @@
-"""Published weights that Leopart begins with: DINO's, those of timm's vision transformers, and Leopart's own; and its weights as theirs.
+"""Weights that Leopart begins with: DINO's, those of timm's vision transformers, MultiMAE's and its own; and its weights as theirs.
 
 All call a vision transformer's arrays alike, but put other words before the names. In DINO's files the weights of the network are
 ``backbone.*`` under ``teacher``, beside a head; in Leopart's they are ``model.*``, with ``projection_head.*`` and
-``prototypes.weight``, and those of training have ``teacher.*`` too.
+``prototypes.weight``, and those of training have ``teacher.*`` too. MultiMAE's and MAE's have no last normalization.
 
 Source: the names and shapes of the checkpoints that belong to arXiv 2104.14294, arXiv 2204.13101 and timm.
 """
@@ -20,12 +20,16 @@ from fedvision.checkpoints import WRAPPERS, Converted, Fit, Shape, check_finite,
 from fedvision.errors import ExperimentError
 from fedvision.leopart.network import HEADS, Leopart
 from fedvision.leopart.vision import scaled_positions
+from fedvision.multimae import weights as multimae
 
-Layout = Literal["leopart", "DINO", "timm"]
+Layout = Literal["leopart", "DINO", "timm", "MultiMAE"]
 State = dict[str, Tensor]
 
 NETWORK, TEACHER = "model.", "teacher."
 TOKEN, POSITIONS = "cls_token", "pos_embed"
+
+PARTS = ("transformer", "norm", "projection_head", "prototypes", "teacher")
+"""What a file may have; each it has as a whole or not at all, and it must have the transformer."""
 
 LEFT_OUT = ("head.", "head_dist.", "fc_norm.", "pre_logits.", "decoder_", "mask_token", "queue", "uniform_steps")
 """What others have and Leopart has not: classifiers, DINO's head, MAE's decoder; and what a silo remembers."""
@@ -42,7 +46,7 @@ class Report:
         layout: that it was in.
         fit: names that the network has and the checkpoint has not, which begin as the network was built; names that the checkpoint
             has and the network has not, which were left out.
-        found: parts that were found: ``transformer``, ``projection_head``, ``prototypes``, ``teacher``.
+        found: parts that were found: ``transformer``, its last ``norm``, ``projection_head``, ``prototypes``, ``teacher``.
         new: parts that the checkpoint does not know.
         resized: positions that were interpolated to another grid.
     """
@@ -68,7 +72,7 @@ def initialized_from(model: Leopart, path: str | Path) -> Report:
 
     Args:
         model: overwritten, unless the file does not fit.
-        path: a file of DINO, of timm, of Leopart, or a run's ``model.safetensors``; see ``checkpoints.read``.
+        path: a file of DINO, of timm, of Leopart, of MultiMAE, or the ``model.safetensors`` of a run of either; see ``checkpoints.read``.
 
     Raises:
         ExperimentError: a file that cannot be read; no vision transformer; one of another size; values that are not finite. The network is
@@ -77,6 +81,8 @@ def initialized_from(model: Leopart, path: str | Path) -> Report:
     Differs: the public implementation's own recipe of loading overwrites the network by the teacher, if a file has both.
     """
     where, state = str(path), checkpoints.read(path, ("teacher", *WRAPPERS))
+    multimodal = any(name.startswith(multimae.INPUTS) for name in state)
+    state = multimae.to_timm(state, where).state if multimodal else state
     begin = _beginning(state, where)
     inside = {name.removeprefix(begin): tensor for name, tensor in state.items() if name.startswith(begin)}
     given, resized = _fitted(model, inside, where)
@@ -89,8 +95,8 @@ def initialized_from(model: Leopart, path: str | Path) -> Report:
     left_out = tuple(name for name in inside if name not in given)
     found = {_part(name) for name in given} | ({"teacher"} if teacher else set())
     new = tuple(dict.fromkeys(_part(name) for name in fit.missing))
-    parts = tuple(part for part in ("transformer", "projection_head", "prototypes", "teacher") if part in found)
-    report = Report(where, _layout(begin, inside), Fit(fit.missing, (*left_out, *outside), {}), parts, new, resized)
+    parts = tuple(part for part in PARTS if part in found)
+    report = Report(where, "MultiMAE" if multimodal else _layout(begin, inside), Fit(fit.missing, (*left_out, *outside), {}), parts, new, resized)
     log.info("%s", report)
     return report
 
@@ -160,8 +166,8 @@ def _fitted(model: Leopart, state: Mapping[str, Tensor], where: str) -> tuple[St
         except ExperimentError as error:
             raise ExperimentError(f"{where}: {error}") from error
     fit = Fit.of(given, model.model)
-    heads = {_part(name) for name in given} - {"transformer"}
-    needed = tuple(name for name in fit.missing if _part(name) == "transformer" or _part(name) in heads)
+    begun = {"transformer", *(_part(name) for name in given)}
+    needed = tuple(name for name in fit.missing if _part(name) in begun)
     Fit(needed, fit.unexpected, fit.misshapen).check(where, _remedy, "as deep")
     check_finite(given, where)
     return given, resized
@@ -174,7 +180,7 @@ def _teachers(model: Leopart, state: Mapping[str, Tensor], where: str) -> State:
 
 
 def _part(name: str) -> str:
-    return name.split(".", maxsplit=1)[0] if name.startswith(HEADS) else "transformer"
+    return name.split(".", maxsplit=1)[0] if name.startswith((*HEADS, "norm.")) else "transformer"
 
 
 def _remedy(name: str, theirs: Shape, ours: Shape) -> str:
