@@ -45,8 +45,9 @@ class Column:
         experiment: a file, beside the suite's or in the current folder, or a bundled name.
         title: how the tables call it.
         set: overrides by dotted key.
-        after: a column above this one, whose runs, of the same row and seed, come before, as pre-training; what rows and sweeps say is
-            then said of the first of them alone, and their final weights are what this column's runs begin with.
+        after: a column above this one, whose runs, of the same row and seed, come before, as pre-training; their final weights are what
+            this column's runs begin with. Of such a chain rows and sweeps speak of the first run that is not ``common``, and of it alone.
+        common: whether rows and sweeps say nothing of this column, so that its runs are there once for each seed.
         into: the setting that says which file to begin with.
         offer: strategy settings for every row whose strategy has them, such as the server's optimizer.
         real: the experiment on the real data that this one stands in for, used once ``data.root`` is set.
@@ -59,6 +60,7 @@ class Column:
     title: str
     set: Table = field(default_factory=dict)
     after: str | None = None
+    common: bool = False
     into: str = "learner.checkpoint"
     offer: Table = field(default_factory=dict)
     real: str | None = None
@@ -222,19 +224,26 @@ class Suite:
         asked, variant = self.experiments[column], self.strategies[row]
         base, chosen = self._base(asked)
         everywhere = {key: value for key, value in self.overrides.items() if self._applies(key, asked, variant)}
-        before = None
-        if asked.after is not None:
-            before = self._cell(asked.after, row, swept, seed)
-            varied: Table = {asked.into: str(folder(self.path, before.experiment) / "model.safetensors")}
-        else:
+        before = self._cell(asked.after, row, swept, seed) if asked.after else None
+        varied: Table = {asked.into: str(folder(self.path, before.experiment) / "model.safetensors")} if before else {}
+        if self._varies(asked):
             known = self._settings(asked, variant)
             offered = {key: value for key, value in asked.offer.items() if key in known}
             base["strategy"] = {**base["strategy"], **offered} if variant.strategy is None else {**offered, **variant.strategy}
-            varied = {**swept[0].set, swept[0].key: swept[1]} if swept else {}
+            varied |= {**swept[0].set, swept[0].key: swept[1]} if swept else {}
             chosen = {**chosen, **variant.set}
         overrides = {"seed": seed, **LEAN, **chosen, **everywhere, **varied}
         experiment = Experiment.from_tables(overridden(base, overrides), f"{self.name}/{column}/{row}")
         return Cell(column, row, seed, (swept[0].title, swept[1]) if swept else None, experiment, before)
+
+    def _varies(self, column: Column) -> bool:
+        """Whether rows and sweeps speak of a column: it is the first of its chain that is not common."""
+        before = self.experiments[column.after] if column.after else None
+        return not column.common and (before is None or not self._varied(before))
+
+    def _varied(self, column: Column) -> bool:
+        """Whether rows and sweeps speak of a column, or of one before it."""
+        return self._varies(column) or (column.after is not None and self._varied(self.experiments[column.after]))
 
     def _base(self, column: Column) -> tuple[dict[str, Any], dict[str, Any]]:
         """The tables of a column's experiment, and the column's overrides; on real data once ``data.root`` says where."""
@@ -260,7 +269,7 @@ class Suite:
 
     def _settings(self, column: Column, row: Row) -> set[str]:
         """Those of the strategy of a column and row."""
-        own = row.strategy is None or column.after is not None
+        own = row.strategy is None or not self._varies(column)
         return known_settings((self._base(column)[0]["strategy"] if own else row.strategy)["name"])  # type: ignore[index]
 
     def _checked(self) -> "Suite":

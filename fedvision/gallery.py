@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from fedvision.errors import DataError
 
@@ -51,6 +54,12 @@ class Gallery:
         if not self.rows or not self.columns or widths != [len(self.columns)] * len(self.rows):
             fact = f"a gallery of {len(self.rows)} rows and {len(self.columns)} columns has rows of {widths} {what}"
             raise DataError(f"{fact}; give one a column in each row, at least one of each, {none} where there is none")
+
+
+def painted(image: Float[Tensor, "c h w"]) -> Picture:
+    """An image in [0, 1] in color; of other than three channels, the mean in gray."""
+    colors = image if len(image) == 3 else image.mean(0, keepdim=True).expand(3, -1, -1)
+    return (255 * colors.clamp(0, 1)).round().permute(1, 2, 0).to(torch.uint8).cpu().numpy()
 
 
 SIDE = 144

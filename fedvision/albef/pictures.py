@@ -42,12 +42,6 @@ RIGHT = "\N{CHECK MARK}"
 # ---- drawing --------------------------------------------------------------------------------------------------------
 
 
-def painted(image: Float[Tensor, "c h w"]) -> Picture:
-    """An image in [0, 1] in color; of other than three channels, the mean in gray."""
-    colors = image if len(image) == 3 else image.mean(0, keepdim=True).expand(3, -1, -1)
-    return (255 * colors.clamp(0, 1)).round().permute(1, 2, 0).to(torch.uint8).cpu().numpy()
-
-
 def overlay(picture: Picture, heat: Float[Tensor, "rows columns"]) -> Picture:
     """A picture in gray behind a map of what matters: bright where that is most, dark where there is nothing or less.
 

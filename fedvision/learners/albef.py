@@ -21,11 +21,11 @@ from torch.nn import functional as F
 from fedvision.albef import losses
 from fedvision.albef.losses import UNSELECTED, MaskedWords
 from fedvision.albef.model import Choose, Pretraining, Taught
-from fedvision.albef.pictures import Subject, galleries, painted
+from fedvision.albef.pictures import Subject, galleries
 from fedvision.albef.views import image_normalization
 from fedvision.data.examples import CAPTION, IMAGE, Examples
 from fedvision.data.federated import Spec
-from fedvision.gallery import Gallery
+from fedvision.gallery import Gallery, painted
 from fedvision.learners.aligned import Aligned
 from fedvision.learners.image_text import BATCH, IDS, WORDS, drawn_texts, texts_of
 from fedvision.learners.learner import Loss

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from fedvision.data.examples import SEMSEG, Examples
 from fedvision.data.federated import Spec
 from fedvision.errors import ExperimentError
+from fedvision.gallery import Gallery, painted
 from fedvision.learners.learner import Group, Holding, Interchangeable, Learner, Loss
 from fedvision.leopart import assignment, losses
 from fedvision.leopart.colors import Colors
 from fedvision.leopart.crops import GLOBAL, IMAGENET, Cropped, MultiCrop
-from fedvision.gallery import Gallery
 from fedvision.leopart.foreground import foreground
 from fedvision.leopart.judging import JudgingTable, discovered, judged, judging_of
 from fedvision.leopart.network import HEADS, Guidance, Leopart, Network, Seen, uniform_streak
@@ -205,7 +205,9 @@ class LeopartLearner(Learner):
         if len(spec.image_shape) != 3:
             raise ExperimentError(f"learner leopart needs pictures, the inputs have shape {spec.image_shape}; choose other data")
         if self.judging is not None and spec.fields and SEMSEG not in spec.fields:
-            raise ExperimentError(f"learner.judging needs the field {SEMSEG}, which the data lack; add it to data.fields, or leave judging out")
+            raise ExperimentError(
+                f"learner.judging needs the field {SEMSEG}, which the data lack; add it to data.fields, or leave judging out"
+            )
         channels, *sides = spec.image_shape
         crops, size = self._crops(min(sides)), self.size
         vision = replace(size.vision, side=crops.global_size, patch=self.patch, channels=channels)
@@ -424,7 +426,7 @@ class LeopartLearner(Learner):
             return {}
         semseg, settings = examples.fields[SEMSEG], judging_of(self.judging)
         found = discovered(*self._looks(model, examples), semseg, self.semantic_classes, settings)
-        return galleries([as_picture(image) for image in examples.image[:DRAWN]], found)
+        return galleries([painted(image) for image in examples.image[:DRAWN]], found)
 
     def tokens(self, model: nn.Module, images: Tensor) -> Float[Tensor, "n rows columns width"]:
         """The network's tokens of the patches of pictures, after the last normalization, as all evaluation sees them.

@@ -96,7 +96,9 @@ def initialized_from(model: Leopart, path: str | Path) -> Report:
     found = {_part(name) for name in given} | ({"teacher"} if teacher else set())
     new = tuple(dict.fromkeys(_part(name) for name in fit.missing))
     parts = tuple(part for part in PARTS if part in found)
-    report = Report(where, "MultiMAE" if multimodal else _layout(begin, inside), Fit(fit.missing, (*left_out, *outside), {}), parts, new, resized)
+    report = Report(
+        where, "MultiMAE" if multimodal else _layout(begin, inside), Fit(fit.missing, (*left_out, *outside), {}), parts, new, resized
+    )
     log.info("%s", report)
     return report
 

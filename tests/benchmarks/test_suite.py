@@ -339,6 +339,16 @@ def test_a_column_may_begin_with_the_runs_of_another_of_the_same_row_and_seed(ch
     assert {tuple(one.learner.settings["hidden"]) for one in first.values()} > {(2,)}
 
 
+def test_rows_may_speak_of_what_comes_after_a_run_that_they_have_in_common(chained):
+    suite = chained({"experiments.first.common": True, **LAST}).within(Path("here"))
+    first, then, last = ([cell.experiment for cell in suite.cells if cell.column == name] for name in ("first", "then", "last"))
+    assert len({folder(Path("here"), one) for one in first}) == 2, "one for each seed"
+    assert {tuple(one.learner.settings["hidden"]) for one in then} > {(2,)}
+    assert len({tuple(one.learner.settings["hidden"]) for one in last}) == 1
+    assert [one.rounds for one in then] == [7, 7, 4, 5] * 2
+    assert [len(stage) for stage in stages(suite)] == [2, 8, 4]
+
+
 def test_what_is_swept_is_swept_in_the_run_that_comes_before(chained):
     swept = [cell for cell in chained().cells if cell.swept]
     assert [(cell.before.experiment.rounds, cell.experiment.rounds) for cell in swept] == [(4, 7), (5, 7)] * 2

@@ -21,14 +21,13 @@ from fedvision.albef.pictures import (
     nearest_images,
     nearest_texts,
     overlay,
-    painted,
     where_words_look,
     word_chances,
     words_on_images,
 )
 from fedvision.data.examples import IMAGE
 from fedvision.data.federated import Spec
-from fedvision.gallery import enlarged
+from fedvision.gallery import enlarged, painted
 from fedvision.learners.albef import ALBEF
 from fedvision.seeds import generator
 
