@@ -308,6 +308,8 @@ def trained(counts: Mapping[str, int], size: int) -> tuple[str, ...]:
     Raises:
         ExperimentError: the special tokens and the characters alone are more than ``size``.
 
+    Differs: the trainer of ``tokenizers`` breaks ties in another way each time, and the same words give another vocabulary.
+
     Example:
         >>> trained({"ring": 3, "rings": 2, "string": 1}, size=100)[-3:]
         ('ring', 'rings', 'string')
