@@ -24,8 +24,8 @@ def matched(rows: Float[Tensor, "k ..."], others: Float[Tensor, "k ..."]) -> Int
     """
     from scipy.optimize import linear_sum_assignment
 
-    ours, theirs = (nn.functional.normalize(each.detach().double().flatten(1), dim=1) for each in (rows, others))
-    places, chosen = linear_sum_assignment((theirs @ ours.T).cpu().numpy(), maximize=True)
+    ours, theirs = (nn.functional.normalize(each.detach().cpu().double().flatten(1), dim=1) for each in (rows, others))
+    places, chosen = linear_sum_assignment((theirs @ ours.T).numpy(), maximize=True)
     assert (places == range(len(rows))).all(), "scipy gives places in order"
     return torch.from_numpy(chosen).to(rows.device)
 

@@ -3,6 +3,7 @@
 Letters in shapes: b = pictures, k = prototypes.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
@@ -194,5 +195,5 @@ def uniform_streak(steps: Int[Tensor, "1"], loss: Float[Tensor, ""], prototypes:
     >>> uniform_streak(torch.tensor([4]), torch.tensor(3.178), 24), uniform_streak(torch.tensor([4]), torch.tensor(2.5), 24)
     (tensor([5]), tensor([0]))
     """
-    uniform = (loss - torch.tensor(float(prototypes)).log()).abs() < margin
+    uniform = (loss - math.log(prototypes)).abs() < margin
     return torch.where(uniform, steps + 1, 0)

@@ -12,7 +12,7 @@ from fedvision.errors import ExperimentError
 from fedvision.gallery import Gallery
 from fedvision.learners.check import CHECKS, Case, check_learner
 from fedvision.learners.classifier import Classifier, correct, cross_entropy, scores
-from fedvision.learners.learner import Group, Loss, mean_over_examples
+from fedvision.learners.learner import Group, Interchangeable, Loss, mean_over_examples
 from fedvision.metrics import Metrics
 from fedvision.models import CNN, MLP
 from fedvision.registry import learners
@@ -383,7 +383,23 @@ class RemembersBeside(Sound):
         model.steps = getattr(model, "steps", 0) + float(model.classifier.bias.any())
 
 
+class CallsClassesInterchangeable(Sound):
+    """The order of its outputs means something."""
+
+    def interchangeable(self, model):
+        return (Interchangeable("classifier.weight", ("classifier.bias",)),)
+
+
+class CallsOthersInterchangeable(Sound):
+    """What it says goes with its rows has others."""
+
+    def interchangeable(self, model):
+        return (Interchangeable("classifier.weight", ("body.1.weight", "elsewhere")),)
+
+
 SPOILT = {
+    CallsClassesInterchangeable: "change with the order of 'classifier.weight', which is said to mean nothing",
+    CallsOthersInterchangeable: r"names \[.*'elsewhere'\], which are no arrays of the model with as many rows",
     Nameless: "docstring has no first line",
     BuildsFromTheGlobalGenerator: "draws from the global generator of torch",
     BuildsConstants: "does not draw its weights from the generator",
