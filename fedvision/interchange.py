@@ -37,12 +37,12 @@ def arrange(learner: Learner, model: nn.Module, arrays: Named, state: RecordDict
     Args:
         learner: says which rows, see ``Learner.interchangeable``.
         model: changed in place.
-        arrays: in whose order.
+        arrays: in whose order; rows that are not among them, as those that a silo keeps, stay as they are.
         state: of the silo whose model it is; what its optimizer remembers of the rows moves too.
     """
     own = model.state_dict()
     trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
-    for rows in learner.interchangeable(model):
+    for rows in (each for each in learner.interchangeable(model) if each.name in arrays):
         order = matched(own[rows.name], arrays[rows.name])
         if torch.equal(order, torch.arange(len(order), device=order.device)):
             continue

@@ -43,6 +43,14 @@ def test_a_learner_without_such_rows_is_left_alone():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_rows_that_do_not_travel_stay_as_they_are():
+    learner = LeopartLearner(patch=8, private=("*.prototypes.*",))
+    model = learner.build(SPEC, generator(0, "model"))
+    before = model.model.prototypes.weight.detach().clone()
+    arrange(learner, model, {}, RecordDict())
+    assert torch.equal(model.model.prototypes.weight, before)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_how_long_rows_are_does_not_matter(scale):
     rows = torch.eye(4)[[2, 0, 3, 1]] * scale
