@@ -8,6 +8,7 @@ Source: the names and shapes of the checkpoints that belong to arXiv 2104.14294,
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def initialized_from(model: Leopart, path: str | Path) -> Report:
     """
     where, state = str(path), checkpoints.read(path, ("teacher", *WRAPPERS))
     multimodal = any(name.startswith(multimae.INPUTS) for name in state)
-    state = multimae.to_timm(state, where).state if multimodal else state
+    state = multimae.to_timm(state, where, (_side(model),) * 2).state if multimodal else state
     begin = _beginning(state, where)
     inside = {name.removeprefix(begin): tensor for name, tensor in state.items() if name.startswith(begin)}
     given, resized = _fitted(model, inside, where)
@@ -162,9 +163,8 @@ def _fitted(model: Leopart, state: Mapping[str, Tensor], where: str) -> tuple[St
     given = {name: tensor for name, tensor in state.items() if not name.startswith(LEFT_OUT)}
     positions = given.get(POSITIONS)
     if positions is not None and positions.ndim == 3 and positions.shape[1] != own[POSITIONS].shape[1]:
-        side = round((own[POSITIONS].shape[1] - 1) ** 0.5)
         try:
-            given[POSITIONS], resized = scaled_positions(positions.float(), side, side), (POSITIONS,)  # type: ignore[assignment]
+            given[POSITIONS], resized = scaled_positions(positions.float(), *(_side(model),) * 2), (POSITIONS,)  # type: ignore[assignment]
         except ExperimentError as error:
             raise ExperimentError(f"{where}: {error}") from error
     fit = Fit.of(given, model.model)
@@ -179,6 +179,11 @@ def _teachers(model: Leopart, state: Mapping[str, Tensor], where: str) -> State:
     """The teacher's weights, if the file has all of them."""
     theirs = {name.removeprefix(TEACHER): tensor for name, tensor in state.items() if name.startswith(TEACHER)}
     return _fitted(model, theirs, where)[0] if theirs.keys() >= model.model.state_dict().keys() else {}
+
+
+def _side(model: Leopart) -> int:
+    """Rows and columns of the positions."""
+    return math.isqrt(model.model.pos_embed.shape[1])
 
 
 def _part(name: str) -> str:

@@ -23,7 +23,7 @@ from fedvision.checkpoints import Converted, Fit, Shape, check_finite, listed
 from fedvision.errors import ExperimentError
 from fedvision.multimae.modalities import RGB_NAME, Modality
 from fedvision.multimae.model import Trunk
-from fedvision.multimae.positions import by_place, resized
+from fedvision.multimae.positions import by_place, resized, sincos
 
 Layout = Literal["multimae", "timm"]
 State = dict[str, Tensor]
@@ -84,7 +84,7 @@ def from_timm(state: Mapping[str, Tensor], grid: tuple[int, int] | None = None, 
     return Converted(converted, dropped)
 
 
-def to_timm(state: Mapping[str, Tensor], where: str = "the model") -> Converted:
+def to_timm(state: Mapping[str, Tensor], where: str = "the model", grid: tuple[int, int] | None = None) -> Converted:
     """A trunk that takes rgb as a vision transformer of timm, without its last normalization and its classifier.
 
     The global token becomes the class token, whose position is 0.
@@ -92,12 +92,15 @@ def to_timm(state: Mapping[str, Tensor], where: str = "the model") -> Converted:
     Args:
         state: in MultiMAE's names.
         where: for messages.
+        grid: rows and columns of the positions if the state has none, as that of a run, where they never changed.
 
     Raises:
         ExperimentError: it takes no rgb, or has other than one global token.
     """
     rgb, back = f"{INPUTS}{RGB_NAME}.", {ours: theirs for theirs, ours in TIMM_PARTS.items()}
     token, positions = state.get(GLOBAL), state.get(f"{rgb}{POSITIONS}")
+    if positions is None and grid is not None and f"{rgb}proj.weight" in state:
+        positions = sincos(*grid, len(state[f"{rgb}proj.weight"]))
     if positions is None:
         raise ExperimentError(f"{where} has no positions of {RGB_NAME}, which timm's layout needs; choose the layout multimae")
     if token is None or token.shape[1] != 1:
