@@ -151,7 +151,7 @@ def judged(
 
 
 def _numbers(values: Tensor) -> np.ndarray:
-    return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
+    return (values.float() if values.dtype == torch.bfloat16 else values).detach().cpu().numpy()
 
 
 @dataclass(frozen=True, eq=False)

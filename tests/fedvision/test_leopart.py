@@ -4,13 +4,15 @@ import math
 import pytest
 import torch
 
-from fedvision.data.examples import IMAGE, LABEL, Examples
+from fedvision.data.examples import IMAGE, LABEL, SEMSEG, Examples
 from fedvision.data.federated import Spec
 from fedvision.errors import ExperimentError
 from fedvision.holdings import Holdings
 from fedvision.learners.check import check_learner
 from fedvision.learners.learner import Loss
-from fedvision.learners.leopart import ASSIGNED, COUNTED, FRESH, GLOBAL_CROPS, LOCAL_CROPS, UNIFORM_STEPS, LeopartLearner
+from fedvision.learners.leopart import ASSIGNED, COUNTED, DRAWN, FRESH, GLOBAL_CROPS, LOCAL_CROPS, UNIFORM_STEPS, LeopartLearner
+from fedvision.leopart.foreground import foreground
+from fedvision.leopart.judging import judged, judging_of
 from fedvision.seeds import generator
 from fedvision.silo import Silo
 
@@ -226,6 +228,40 @@ def test_tokens_and_attention_are_of_the_patches_of_whole_pictures():
     larger = learner(resolution=48)
     assert larger.tokens(model, pictures().image).shape == (6, 6, 6, 64)
     assert own.tokens(model, torch.zeros(2, 3, 38, 45)).shape == (2, 4, 5, 64)  # what no patch fills is squeezed in
+
+
+# ---- what is found without labels -----------------------------------------------------------------------------------
+
+FEW = {"clusters": [4], "seeds": 1, "restarts": 1, "size": 32, "foreground_clusters": 4, "community_clusters": 3, "community_seeds": 1}
+
+
+def mapped(n=8):
+    maps = torch.randint(3, (n, 32, 32), generator=generator(0, "maps"), dtype=torch.uint8)
+    return Examples({**pictures(n).fields, SEMSEG: maps})
+
+
+def test_a_test_set_with_maps_is_judged_as_its_tokens_and_its_attention_are():
+    own, examples = learner(judging=FEW, semantic_classes=3, mass=0.5), mapped()
+    model = built(own)
+    looks = own.tokens(model, examples.image), foreground(own.attention(model, examples.image), 0.5)
+    expected = judged(*looks, examples.fields[SEMSEG], 3, judging_of(FEW))
+    assert dict(own.overall(model, examples)) == pytest.approx(expected) and "overclustering_4" in expected
+    assert learner().overall(model, examples) == {}, "without the table nothing is judged"
+
+
+def test_pictures_show_classes_and_foreground_of_some_of_the_pictures_that_are_clustered():
+    own, examples = learner(judging=FEW, semantic_classes=3), mapped()
+    shown = own.pictures(built(own), examples)
+    assert {"classes-found", "foreground"} <= shown.keys()
+    assert len(shown["foreground"].rows) == DRAWN < len(examples)
+    assert learner().pictures(built(own), examples) == {}
+
+
+def test_what_is_judged_needs_maps():
+    with pytest.raises(ExperimentError, match=r"judging needs the field semseg, which the data lack; add it to data.fields"):
+        built(learner(judging=FEW), Spec((3, 32, 32), 2, fields=(IMAGE, LABEL)))
+    with pytest.raises(ExperimentError, match=r"learner.judging.clusers: .*did you mean 'clusters'"):
+        judging_of({"clusers": [4]})
 
 
 def test_training_lowers_the_loss():

@@ -5,8 +5,10 @@ from safetensors.torch import save_file
 from fedvision.data.federated import Spec
 from fedvision.errors import ExperimentError
 from fedvision.learners.leopart import LeopartLearner
+from fedvision.learners.multimae import MultiMAE
 from fedvision.leopart.vision import scaled_positions
 from fedvision.leopart.weights import initialized_from, to_leopart, to_timm
+from fedvision.multimae.positions import sincos
 from fedvision.seeds import generator
 
 SPEC = Spec((3, 32, 32), 2)
@@ -33,7 +35,7 @@ def test_dinos_full_checkpoint_gives_both_networks_its_teachers_backbone(tmp_pat
     model = built(teacher_head="random")
     heads = [module.projection_head[0].weight.clone() for module in (model.model, model.teacher)]
     report = initialized_from(model, tmp_path / "dino.pth")
-    assert report.layout == "DINO" and report.found == ("transformer",) and report.new == ("projection_head", "prototypes")
+    assert report.layout == "DINO" and report.found == ("transformer", "norm") and report.new == ("projection_head", "prototypes")
     assert report.fit.unexpected == ("head.mlp.0.weight",)
     assert same(other, model.model) and same(other, model.teacher)
     assert torch.equal(model.model.projection_head[0].weight, heads[0]) and torch.equal(model.teacher.projection_head[0].weight, heads[1])
@@ -49,6 +51,20 @@ def test_timms_transformer_is_taken_without_its_classifier_and_with_other_positi
     assert report.layout == "timm" and report.resized == ("pos_embed",)
     assert torch.equal(model.model.blocks[2].mlp.fc2.weight, theirs.blocks[2].mlp.fc2.weight)
     assert torch.allclose(model.model.pos_embed, scaled_positions(theirs.pos_embed, 4, 4))
+
+
+@pytest.mark.parametrize("positions", ["kept", "left out"])
+def test_what_masked_pictures_have_taught_is_taken(tmp_path, positions):
+    learner = MultiMAE(patch=8, inputs=("rgb",), outputs=("rgb",), decoder_heads=4, decoder_width=48)
+    other = learner.build(SPEC, generator(0, "other"))
+    state = other.state_dict() if positions == "kept" else {n: t for n, t in other.state_dict().items() if not n.endswith("pos_emb")}
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "model.safetensors")
+    model = built()
+    norm = model.model.norm.weight.clone()
+    report = initialized_from(model, tmp_path / "model.safetensors")
+    assert report.layout == "MultiMAE" and report.found == ("transformer",) and report.new == ("norm", "projection_head", "prototypes")
+    assert torch.equal(model.model.blocks[1].attn.qkv.weight, other.encoder[1].attn.qkv.weight)
+    assert torch.equal(model.model.pos_embed[:, 1:], sincos(4, 4, 64).flatten(2).mT) and torch.equal(model.model.norm.weight, norm)
 
 
 def test_what_is_exported_is_read_again_and_goes_into_timm(tmp_path):
