@@ -34,7 +34,7 @@ bench: setup ## measure the aggregation against reading its inputs once
 speed: setup ## measure our engines against a plain PyTorch loop and Flower's simulation (about an hour)
 	$(BIN)/python -m benchmarks.speed
 
-docs: setup ## make the tables and pictures of docs/ anew (three or four hours)
+docs: setup ## make the tables and pictures of docs/ anew (six hours)
 	$(BIN)/python -m benchmarks.figures_scenes
 	$(BIN)/fedvision bench fedilc --out docs/results/fedilc
 	$(BIN)/fedvision bench doublematch --out docs/results/doublematch
@@ -44,6 +44,9 @@ docs: setup ## make the tables and pictures of docs/ anew (three or four hours)
 	$(BIN)/fedvision bench albef-objectives --out docs/results/albef/objectives
 	$(BIN)/fedvision bench albef-silos --out docs/results/albef/silos
 	$(BIN)/fedvision bench albef-tasks --out docs/results/albef/tasks
+	$(BIN)/fedvision bench leopart-ablations --out docs/results/leopart/ablations
+	$(BIN)/fedvision bench leopart-components --out docs/results/leopart/components
+	$(BIN)/fedvision bench leopart-silos --out docs/results/leopart/silos
 
 clean: ## remove what the tools cached; runs/ and bench/ stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
