@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +24,6 @@ from fedvision.metrics import Metrics, confusion, total
 from fedvision.multimae.tasks import TARGET, pixel_loss
 from fedvision.multimae.views import image_normalization
 from fedvision.registry import learners
-from fedvision.seeds import global_generators
 from fedvision.settings import Count, Fraction, Positive, PositiveFraction
 from fedvision.views import crop_boxes, mirrored, resized
 

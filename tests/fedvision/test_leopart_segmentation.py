@@ -171,16 +171,35 @@ def test_it_begins_with_a_checkpoint_and_is_another_run_with_another(tmp_path):
     assert digests[0] != digests[1] and segmentation().digest == ""
 
 
-def test_silos_train_a_head_together_and_the_transformer_stays():
-    tables = {
-        "name": "heads",
-        "rounds": 3,
-        "tensorboard": False,
-        "data": {"name": "scenes", "size": 32, "classes": 4, "examples": 96, "test_examples": 32, "fields": ["image", "label", "semseg"]},
-        "partition": {"name": "iid", "clients": 3},
-        "learner": {"name": "leopart-segmentation", **NETWORK},
-        "strategy": {"name": "fedavg", "batch_size": 16, "epochs": 2, "client_optimizer": {"name": "SGD", "lr": 0.05, "momentum": 0.9}},
-    }
-    done = run(Experiment.of(tables))
-    losses = [entry.test["loss"] for entry in done.rounds if entry.test]
-    assert losses[-1] < losses[0] and set(done.arrays) == {"head.conv_seg.weight", "head.conv_seg.bias"}
+def small(**changes):
+    """The bundled experiment in seconds."""
+    learner = {f"learner.{key}": value for key, value in NETWORK.items()}
+    return learner | {"rounds": 2, "data.examples": 96, "data.test_examples": 16, "data.size": 32, "strategy.epochs": 2} | changes
+
+
+def test_silos_train_a_head_together_and_the_transformer_stays(tmp_path):
+    done = run("leopart-linear-tiny", small(**{"partition.clients": 3}), out=tmp_path / "run", draw=False)
+    assert done.rounds["failures"].sum() == 0
+    assert done.rounds["test_loss"].iloc[-1] < done.rounds["test_loss"].iloc[0]
+    assert set(done.state) == {"head.conv_seg.weight", "head.conv_seg.bias"}
+
+
+def test_fine_tuned_it_beats_background_everywhere(tmp_path):
+    optimizer = {"name": "AdamW", "lr": 3e-3, "keep": True}
+    changes = small(**{"data.examples": 400, "data.test_examples": 100, "learner.width": 64, "learner.frozen": False})
+    changes |= {"strategy.client_optimizer": optimizer, "rounds": 3, "strategy.epochs": 4, "data.objects": [1, 1]}
+    done = run("leopart-linear-tiny", changes, out=tmp_path / "run", draw=False)
+    truth = done.experiment.load_data().test.fields["semseg"]
+    background = (truth == 0).double().mean().item() / len(truth.unique())
+    assert done.rounds["test_miou"].iloc[-1] > 1.3 * background > done.rounds["test_miou"].iloc[0]
+
+
+@pytest.mark.parametrize(("name", "batches"), [("leopart-linear-voc", 8_085), ("leopart-fcn-voc", 8_269_845)])
+def test_the_papers_recipes_build_their_networks(name, batches):
+    experiment = Experiment.load(name)
+    learner = experiment.build_learner()
+    with torch.device("meta"):
+        size = learner.size(Spec((3, 448, 448), 20))
+        head = learner._head(size.width, generator(0, "head"))
+    assert (size.side, size.patch, size.width, size.depth, size.heads, learner.side) == (224, 16, 384, 12, 6, 100)
+    assert sum(param.numel() for param in head.parameters()) == batches
