@@ -118,4 +118,4 @@ class Segmenter(nn.Module):
 
 def by_place(backbone: VisionTransformer, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b width rows columns"]:
     """The vectors of the patches, without that of the class."""
-    return backbone.tokens(images)[:, 1:].mT.unflatten(2, backbone.grid(images))
+    return backbone.tokens(images)[:, 1:].mT.unflatten(2, backbone.grid(images))  # type: ignore[no-any-return]
