@@ -18,8 +18,9 @@ from fedvision.data.examples import IGNORED, IMAGE, SEMSEG, Examples
 from fedvision.data.federated import Spec
 from fedvision.errors import DataError, ExperimentError
 from fedvision.learners.learner import Holding, Learner, Loss
+from fedvision.leopart.backbones import transformer
 from fedvision.leopart.heads import FCNHead, LinearHead, Segmenter
-from fedvision.leopart.vision import VisionSize, VisionTransformer
+from fedvision.leopart.vision import VisionSize
 from fedvision.metrics import Metrics, confusion, total
 from fedvision.multimae.tasks import TARGET, pixel_loss
 from fedvision.multimae.views import image_normalization
@@ -50,13 +51,12 @@ class LeopartSegmentation(Learner):
     the final ``model.safetensors`` holds the head alone.
 
     Attributes:
-        encoder: size of the transformer, by name.
+        networks: size of the transformer, by name.
         width: of its tokens, if not that size's.
         depth: number of its blocks, if not that size's.
         heads: of its attention, if not that size's.
         patch: pixels a side.
-        positions: pixels a side of the pictures that its positions were learned for; ``resolution`` if not given.
-        checkpoint: file of its weights: Leopart's, DINO's, or a run's ``model.safetensors``.
+        checkpoint: file of its weights: Leopart's, DINO's, timm's, or a run's ``model.safetensors``; random ones if not given.
         frozen: whether it is not trained.
         drop_path: rate of stochastic depth in its last block, growing linearly from 0 in the first, where it is trained.
         head_kind: ``linear`` or ``fcn``.
@@ -77,12 +77,11 @@ class LeopartSegmentation(Learner):
 
     learns_unlabeled = True
 
-    encoder: Literal["tiny", "small", "base", "large"] = "tiny"
+    networks: Literal["tiny", "small", "base", "large"] = "tiny"
     width: Count | None = None
     depth: Count | None = None
     heads: Count | None = None
     patch: Count = 16
-    positions: Count | None = None
     checkpoint: str | None = None
     frozen: bool = True
     drop_path: Fraction = 0.0
@@ -109,9 +108,7 @@ class LeopartSegmentation(Learner):
             ExperimentError: data that are no pictures; sizes that do not fit together; a checkpoint that does not.
         """
         size = self.size(spec)
-        backbone = VisionTransformer(size, rng, 0.0 if self.frozen else self.drop_path)
-        if self.checkpoint is not None:
-            begun_from(backbone, self.checkpoint)
+        backbone = transformer(size, rng, 0.0 if self.frozen else self.drop_path, self.checkpoint)
         return Segmenter(backbone, self._head(size.width, rng), self.frozen)
 
     def size(self, spec: Spec) -> VisionSize:
@@ -127,8 +124,7 @@ class LeopartSegmentation(Learner):
             fact = f"learner.patch = {self.patch} does not divide images of {' x '.join(map(str, sides))}"
             raise ExperimentError(f"{fact}; choose another, or have them resized with learner.resolution")
         given = {key: value for key in ("width", "depth", "heads") if (value := getattr(self, key))}
-        side = self.positions or self.resolution or max(sides)
-        return replace(SIZES[self.encoder], side=side, patch=self.patch, channels=channels, **given)
+        return replace(SIZES[self.networks], side=self.resolution or max(sides), patch=self.patch, channels=channels, **given)
 
     def _head(self, width: int, rng: torch.Generator) -> LinearHead | FCNHead:
         if self.head_kind == "linear":
@@ -212,13 +208,6 @@ class LeopartSegmentation(Learner):
         return Metrics.of_batch(
             {"loss": each.double().sum()}, len(truth), confusions={"": confusion(truth, scores.argmax(1), scores.shape[1])}
         )
-
-
-def begun_from(backbone: nn.Module, path: str) -> None:
-    """TODO."""
-    from fedvision import checkpoints
-
-    checkpoints.load(backbone, checkpoints.read(path), path)
 
 
 def reduced(ids: UInt8[Tensor, "n h w"], side: int) -> UInt8[Tensor, "n side side"]:

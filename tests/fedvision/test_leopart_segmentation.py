@@ -160,7 +160,7 @@ def test_a_frozen_transformer_does_not_travel():
 
 def test_it_begins_with_a_checkpoint_and_is_another_run_with_another(tmp_path):
     file = tmp_path / "before.safetensors"
-    learner = segmentation(checkpoint=str(file), resolution=48, positions=32)
+    learner = segmentation(checkpoint=str(file), resolution=48)
     digests = []
     for seed in (7, 8):
         before = segmentation().build(SPEC, generator(seed, "before")).backbone.state_dict()
@@ -201,5 +201,5 @@ def test_the_papers_recipes_build_their_networks(name, batches):
     with torch.device("meta"):
         size = learner.size(Spec((3, 448, 448), 20))
         head = learner._head(size.width, generator(0, "head"))
-    assert (size.side, size.patch, size.width, size.depth, size.heads, learner.side) == (224, 16, 384, 12, 6, 100)
+    assert (size.side, size.patch, size.width, size.depth, size.heads, learner.side) == (448, 16, 384, 12, 6, 100)
     assert sum(param.numel() for param in head.parameters()) == batches
