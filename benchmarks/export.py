@@ -14,6 +14,8 @@ from fedvision.albef.model import Followed
 from fedvision.checkpoints import Converted
 from fedvision.data import FederatedData
 from fedvision.errors import RunError
+from fedvision.leopart import weights as leopart
+from fedvision.leopart.network import Leopart
 from fedvision.multimae import weights as multimae
 from fedvision.multimae.model import Trunk
 from server.checkpoint import save_tensors
@@ -21,7 +23,7 @@ from server.folder import write_atomically
 
 ENDINGS = (".safetensors", ".pth", ".pt")
 
-Layout = Literal["multimae", "albef", "timm"]
+Layout = Literal["multimae", "albef", "leopart", "timm"]
 Convert = Callable[[Mapping[str, Tensor], str], Converted]
 
 
@@ -36,13 +38,13 @@ class Exported(NamedTuple):
 def export(path: str | Path, out: Path, layout: Layout | None = None, data: FederatedData | None = None) -> Exported:
     """Write the model of a run as published checkpoints are, with what never changes, such as positions.
 
-    What silos keep to themselves is as one begins with it: ALBEF's slowly moving copies where the parts are that they follow.
+    What silos keep to themselves is as one begins with it: slowly moving copies where the parts are that they follow.
 
     Args:
         path: the run's folder; of a run that has not finished, the model of the last checkpoint is written.
         out: a new file: of safetensors, or of ``torch.save`` with the weights under ``model``, as its ending says.
-        layout: ``multimae`` or ``albef``: all of it, as the paper's checkpoints are; ``timm``: the encoder of pictures, as a vision
-            transformer of timm has it. The paper's, if not given.
+        layout: ``multimae``, ``albef`` or ``leopart``: all of it, as the paper's checkpoints are; ``timm``: the encoder of pictures, as a
+            vision transformer of timm has it. The paper's, if not given.
         data: what the run was given instead of the data set that its experiment names.
 
     Raises:
@@ -76,6 +78,8 @@ def _layouts(model: nn.Module) -> dict[Layout, Convert]:
         return {"multimae": _whole, "timm": multimae.to_timm}
     if isinstance(model, Followed | Assignment):
         return {"albef": _whole, "timm": albef.to_timm}
+    if isinstance(model, Leopart):
+        return {"leopart": leopart.to_leopart, "timm": leopart.to_timm}
     return {}
 
 

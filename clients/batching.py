@@ -69,7 +69,7 @@ def _own(assembly: Assembly) -> str | None:
     if composes_its_batches(learner):
         return "it composes its own batches"
     if follows_its_steps(learner):
-        return "it does more after a step"
+        return "it does more before or after a step"
     return "it has parameter groups" if learner.groups(assembly.model) else None
 
 

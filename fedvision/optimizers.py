@@ -21,7 +21,7 @@ SGD_LR = 1e-3
 
 NOT_IN_A_TABLE = frozenset({"params"})
 
-STEPPING = frozenset({"schedule", "keep"})
+STEPPING = frozenset({"schedule", "decay_schedule", "keep"})
 """What a client's table says besides the optimizer and its arguments."""
 
 MEMORY = "optimizer"
@@ -54,6 +54,9 @@ def checked_for_clients(table: dict[str, Any]) -> dict[str, Any]:
     """
     checked({key: value for key, value in table.items() if key not in STEPPING})
     schedules.factor(table.get("schedule"))
+    schedules.factor(table.get("decay_schedule"))
+    if "decay_schedule" in table and not table.get("weight_decay"):
+        raise ExperimentError(f"optimizer {table['name']} has a decay_schedule and no weight_decay; give the one that it is times")
     if not isinstance(table.get("keep", False), bool):
         raise ExperimentError(f"optimizer {table['name']}: keep = {table['keep']!r}: expected true or false")
     return table
@@ -63,7 +66,8 @@ Optimizer = Annotated[dict[str, Any], AfterValidator(checked)]
 """A table such as ``{name = "Adam", lr = 3e-4, weight_decay = 1e-2}``."""
 
 ClientOptimizer = Annotated[dict[str, Any], AfterValidator(checked_for_clients)]
-"""The same, and ``schedule``, a table of ``fedvision.schedules``, and ``keep``: whether its memory lasts from round to round."""
+"""The same, and ``schedule`` and ``decay_schedule``, tables of ``fedvision.schedules`` that say what the rate and ``weight_decay`` are
+times, and ``keep``: whether its memory lasts from round to round."""
 
 
 def build(table: dict[str, Any], params: Iterable[Tensor | tuple[Group, Sequence[Tensor]]]) -> torch.optim.Optimizer:
@@ -100,12 +104,14 @@ class Stepper:
         self, table: dict[str, Any], params: Mapping[str, Tensor], groups: Sequence[Group] = (), state: RecordDict | None = None
     ) -> None:
         self._params, self._factor = list(params.values()), schedules.factor(table.get("schedule"))
+        self._decay = schedules.factor(table["decay_schedule"]) if "decay_schedule" in table else None
         self._state = state if table.get("keep") else None
         own = {key: value for key, value in table.items() if key not in STEPPING}
         self._lr = own.get("lr", SGD_LR)
         simple = is_plain_sgd(own) and all(group.lr_factor == 1 for group in groups)
         self._optimizer = None if simple else build(own, _grouped(params, groups))
         self._rates = [] if self._optimizer is None else [group["lr"] for group in self._optimizer.param_groups]
+        self._decays = [] if self._optimizer is None else [group.get("weight_decay", 0.0) for group in self._optimizer.param_groups]
         if self._optimizer is not None and self._state is not None:
             _recall(self._optimizer, self._state)
 
@@ -119,6 +125,9 @@ class Stepper:
             param.grad = gradient
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
+        if self._decay is not None:
+            for group, decay in zip(self._optimizer.param_groups, self._decays, strict=True):
+                group["weight_decay"] = decay * self._decay(progress)
         self._optimizer.step()
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""Schedules: by how much the learning rate is multiplied as training goes on, as functions of progress in [0, 1].
+"""Schedules: by how much the learning rate, or another value, is multiplied as training goes on, as functions of progress in [0, 1].
 
 >>> halving = factor({"name": "gamma-cosine", "gamma": 1.0})
 >>> round(halving(0.0), 3), round(halving(0.5), 3), round(halving(1.0), 3)
@@ -20,6 +20,18 @@ Factor = Callable[[float], float]
 def constant(progress: float) -> float:
     """1, always."""
     return 1.0
+
+
+def cosine(progress: float, *, final: NonNegative = 0.0) -> float:
+    """Half a cosine from 1 to ``final``, which may be larger than 1.
+
+    Args:
+        progress: how much of the training is done.
+        final: the factor at the end.
+
+    Source: DINO, arXiv 2104.14294, whose weight decay rises so from 0.04 to 0.4.
+    """
+    return _between(1.0, final, min(max(progress, 0.0), 1.0))
 
 
 def gamma_cosine(progress: float, *, gamma: Fraction = 7 / 8) -> float:
@@ -145,6 +157,7 @@ SCHEDULES: Mapping[str, Callable[..., float]] = {
     "warmup-cosine": warmup_cosine,
     "staircase-cosine": staircase_cosine,
     "epoch-steps": epoch_steps,
+    "cosine": cosine,
 }
 
 

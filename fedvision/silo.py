@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedvision.arrays import Named
 from fedvision.data import Examples
 from fedvision.holdings import Holdings
-from fedvision.learners.learner import Learner, follows_its_steps
+from fedvision.learners.learner import Learner, Loss, follows_its_steps
 from fedvision.optimizers import Stepper
 from fedvision.reach import Reach
 
@@ -110,20 +110,21 @@ class Silo:
     def gradient(self, batches: Iterable[Examples]) -> tuple[float, dict[str, Tensor]]:
         """Mean loss over the examples of all batches, and its gradient by parameter name; zero where there is none.
 
-        What follows a step follows here too, once: to a server that takes the step, this answer is one.
+        What precedes and follows a step does so here too, once: to a server that takes the step, this answer is one.
         """
         params, losses = self.params, Tally()
         sums: list[Tensor] | None = None
         for batch in batches:
             loss = self._seen(batch, losses)
-            self._reach.follow(params, loss)
-            gradients = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
+            self._reach.follow(params, loss.total)
+            gradients = torch.autograd.grad(loss.total, list(params.values()), materialize_grads=True)
             if sums is None:
                 sums = [gradient * len(batch) for gradient in gradients]  # not in place: autograd may hand out one tensor twice
             else:
                 torch._foreach_add_(sums, gradients, alpha=len(batch))
         assert sums is not None, "a client holds at least one example"
         torch._foreach_div_(sums, losses.examples)
+        self._precede(batch, loss)
         self._follow(batch)
         return losses.means()["loss"], dict(zip(params, sums, strict=True))
 
@@ -140,8 +141,11 @@ class Silo:
         step = Stepper(optimizer, trained, self.learner.groups(self.model), self.state)
         for batch in batches:
             loss = self._seen(batch, losses)
-            self._reach.follow(trained, loss)
-            step(torch.autograd.grad(loss if penalty is None else loss + penalty(), params, allow_unused=True), self.progress)
+            self._reach.follow(trained, loss.total)
+            whole = loss.total if penalty is None else loss.total + penalty()
+            gradients = torch.autograd.grad(whole, params, allow_unused=True)
+            self._precede(batch, loss)
+            step(gradients, self.progress)
             self._follow(batch)
         step.end()
         return losses.means().get("loss", 0.0)
@@ -156,16 +160,21 @@ class Silo:
         return {name: param for name, param in self.model.named_parameters() if param.requires_grad}
 
     @torch.no_grad()
+    def _precede(self, batch: Examples, loss: Loss) -> None:
+        if follows_its_steps(self.learner):
+            self.learner.precede(self.model, batch, loss, self.progress)
+
+    @torch.no_grad()
     def _follow(self, batch: Examples) -> None:
         if follows_its_steps(self.learner):
             self.learner.follow(self.model, batch, self.progress)
 
-    def _seen(self, batch: Examples, losses: "Tally") -> Tensor:
+    def _seen(self, batch: Examples, losses: "Tally") -> Loss:
         """The loss on a batch of training; it is counted among ``losses``, and its parts are remembered."""
         loss = self.learner.loss(self.model, batch, self.progress, self.rng)
         losses.add({"loss": loss.total}, len(batch))
         self._parts.add(loss.parts, len(batch))
-        return loss.total
+        return loss
 
 
 def step_count(examples: int, size: int, epochs: int = 1, steps: int | None = None) -> int:

@@ -143,6 +143,12 @@ class Learner(ABC):
         """The parameter groups of the optimizer; empty if it treats all alike."""
         return ()
 
+    def precede(self, model: nn.Module, batch: Examples, loss: Loss, progress: float) -> None:  # noqa: B027
+        """What comes between a batch's loss and the step: averages of the weights that the loss was of, updated in place; without gradients.
+
+        Changes of what is trained are where the step begins; the gradient has been computed and stays as it is.
+        """
+
     def follow(self, model: nn.Module, batch: Examples, progress: float) -> None:  # noqa: B027
         """What follows a step: moving averages, queues, policies, updated in place; called without gradients."""
 
@@ -188,5 +194,5 @@ def draws_pictures(learner: Learner) -> bool:
 
 
 def follows_its_steps(learner: Learner) -> bool:
-    """Whether something of a learner follows each step."""
-    return type(learner).follow is not Learner.follow
+    """Whether something of a learner precedes or follows each step."""
+    return type(learner).follow is not Learner.follow or type(learner).precede is not Learner.precede

@@ -18,6 +18,7 @@ from fedvision.data.examples import IGNORED, IMAGE, SEMSEG, Examples
 from fedvision.data.federated import Spec
 from fedvision.errors import DataError, ExperimentError
 from fedvision.learners.learner import Holding, Learner, Loss
+from fedvision.learners.leopart import SIZES
 from fedvision.leopart.backbones import transformer
 from fedvision.leopart.heads import FCNHead, LinearHead, Segmenter
 from fedvision.leopart.vision import VisionSize
@@ -27,13 +28,6 @@ from fedvision.multimae.views import image_normalization
 from fedvision.registry import learners
 from fedvision.settings import Count, Fraction, Positive, PositiveFraction
 from fedvision.views import crop_boxes, mirrored, resized
-
-SIZES = {
-    "tiny": VisionSize(width=64, depth=3, heads=4),
-    "small": VisionSize(),
-    "base": VisionSize(width=768, depth=12, heads=12),
-    "large": VisionSize(width=1024, depth=24, heads=16),
-}
 
 BACKBONE = "backbone."
 """What the names of the transformer's arrays begin with."""
@@ -77,7 +71,7 @@ class LeopartSegmentation(Learner):
 
     learns_unlabeled = True
 
-    networks: Literal["tiny", "small", "base", "large"] = "tiny"
+    networks: Literal["tiny", "small", "base"] = "tiny"
     width: Count | None = None
     depth: Count | None = None
     heads: Count | None = None
@@ -124,7 +118,7 @@ class LeopartSegmentation(Learner):
             fact = f"learner.patch = {self.patch} does not divide images of {' x '.join(map(str, sides))}"
             raise ExperimentError(f"{fact}; choose another, or have them resized with learner.resolution")
         given = {key: value for key in ("width", "depth", "heads") if (value := getattr(self, key))}
-        return replace(SIZES[self.networks], side=self.resolution or max(sides), patch=self.patch, channels=channels, **given)
+        return replace(SIZES[self.networks].vision, side=self.resolution or max(sides), patch=self.patch, channels=channels, **given)
 
     def _head(self, width: int, rng: torch.Generator) -> LinearHead | FCNHead:
         if self.head_kind == "linear":

@@ -7,10 +7,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-INSIDE = 1 - 1e-4
-"""The share of a cell that must be masked for it to count. In exact numbers all of it: 1 may come out as 0.9999999."""
-
-
 # ---- regions --------------------------------------------------------------------------------------------------------
 
 
@@ -48,16 +44,22 @@ def _weights(spans: Float[Tensor, "m r 2"], places: int, cells: int) -> Float[Te
     return (near.clamp(min=0) * counted[..., None]).sum(-2) / counts[..., None, None]
 
 
+@torch.no_grad()
 def region_mask(masks: Bool[Tensor, "b g rows columns"], boxes: Float[Tensor, "b g v 4"], cells: int) -> Bool[Tensor, "b g v o o"]:
-    """Which cells of the regions lie within masks altogether.
+    """Which cells of the regions lie within masks altogether: where torchvision's ``roi_align`` of the mask is no less than 1.
+
+    By rounding some cells that do are 0.9999999 and are left out; which ones, its sums decide, so it is its sums that are taken here.
 
     Args:
         masks: of the crops that teach.
         boxes: of the regions that they share with each crop, in places.
         cells: of each side.
     """
-    maps, flat = masks.flatten(0, 1)[:, None].to(boxes.dtype), boxes.flatten(0, 1)
-    return (aligned(maps, flat, cells)[:, :, 0] > INSIDE).unflatten(0, masks.shape[:2])
+    from torchvision.ops import roi_align
+
+    maps, (n, teachers, crops, _) = masks.flatten(0, 1)[:, None].to(boxes.dtype), boxes.shape
+    found = roi_align(maps, list(boxes.flatten(0, 1)), cells, aligned=True)
+    return (found >= 1).view(n, teachers, crops, cells, cells)
 
 
 # ---- the loss -------------------------------------------------------------------------------------------------------

@@ -120,6 +120,7 @@ class Leopart(nn.Module):
     Args:
         size, hidden, features, prototypes, rng, drop_path: see ``Network``; the teacher never drops anything.
         queue: vectors remembered of each of the two global crops; 0: none.
+        taught: whether there is a teacher.
         copied: whether the teacher's head and prototypes begin as the network's or with weights of their own. Its transformer begins
             as the network's in any case.
     """
@@ -136,11 +137,12 @@ class Leopart(nn.Module):
         rng: torch.Generator,
         drop_path: float = 0.0,
         queue: int = 0,
+        taught: bool = True,
         copied: bool = False,
     ) -> None:
         super().__init__()
         self.model = Network(size, hidden, features, prototypes, rng, drop_path)
-        self.teacher = Network(size, hidden, features, prototypes, rng).requires_grad_(False)
+        self.teacher = Network(size, hidden, features, prototypes, rng).requires_grad_(False) if taught else None
         self.copied = copied
         self.register_buffer("queue", torch.zeros(2, queue, features))
         self.register_buffer("uniform_steps", torch.zeros(1, dtype=torch.int64))
@@ -154,7 +156,7 @@ class Leopart(nn.Module):
     def begin(self) -> None:
         """Put the teacher's transformer where the network's is, and its head and prototypes, if they are copied."""
         theirs = self.model.state_dict()
-        for name, tensor in self.teacher.state_dict().items():
+        for name, tensor in self.teacher.state_dict().items() if self.teacher is not None else ():
             if self.copied or not name.startswith(HEADS):
                 tensor.copy_(theirs[name])
 
@@ -162,8 +164,14 @@ class Leopart(nn.Module):
     def follow(self, momentum: float) -> None:
         """Normalize the prototypes of both, then move the teacher: ``teacher <- momentum teacher + (1 - momentum) network``."""
         self.model.normalize_prototypes()
-        self.teacher.normalize_prototypes()
-        ema.follow(self.teacher, self.model, momentum)
+        if self.teacher is not None:
+            self.teacher.normalize_prototypes()
+            ema.follow(self.teacher, self.model, momentum)
+
+    @property
+    def guide(self) -> Network:
+        """Who says what patches are assigned to: the teacher, or the network itself if there is none."""
+        return self.model if self.teacher is None else self.teacher
 
     @property
     def full(self) -> list[bool]:
