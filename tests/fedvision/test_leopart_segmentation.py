@@ -184,6 +184,17 @@ def test_silos_train_a_head_together_and_the_transformer_stays(tmp_path):
     assert set(done.state) == {"head.conv_seg.weight", "head.conv_seg.bias"}
 
 
+def test_it_judges_what_a_run_of_leopart_has_learned(tmp_path):
+    few = {"rounds": 1, "data.examples": 24, "data.test_examples": 4, "strategy.steps": 2}
+    before = run("leopart-tiny", few, out=tmp_path / "before", draw=False)
+    file = tmp_path / "before" / "model.safetensors"
+    after = run("leopart-linear-tiny", few | {"learner.checkpoint": str(file)}, out=tmp_path / "after", draw=False)
+    built = after.experiment.build_learner().build(Spec((3, 64, 64), 4), generator(0, "model"))
+    for name, value in built.backbone.state_dict().items():
+        assert torch.equal(value, before.state[f"model.{name}"]), name
+    assert after.rounds["failures"].sum() == 0
+
+
 def test_fine_tuned_it_beats_background_everywhere(tmp_path):
     optimizer = {"name": "AdamW", "lr": 3e-3, "keep": True}
     changes = small(**{"data.examples": 400, "data.test_examples": 100, "learner.width": 64, "learner.frozen": False})
