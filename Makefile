@@ -43,6 +43,7 @@ docs: setup ## make the tables and pictures of docs/ anew (three or four hours)
 	$(BIN)/fedvision bench multimae-silos --out docs/results/multimae/silos
 	$(BIN)/fedvision bench albef-objectives --out docs/results/albef/objectives
 	$(BIN)/fedvision bench albef-silos --out docs/results/albef/silos
+	$(BIN)/fedvision bench albef-tasks --out docs/results/albef/tasks
 
 clean: ## remove what the tools cached; runs/ and bench/ stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from multiprocessing import connection
 from pathlib import Path
 from queue import Empty
@@ -65,9 +66,9 @@ def bench(suite: Suite, path: Path, jobs: int | None = None, on_progress: Progre
 
 
 def stages(suite: Suite) -> list[dict[Path, Experiment]]:
-    """What a suite runs, by run folder: first the runs that others begin with, then these."""
-    before = {folder(suite.path, cell.before): cell.before for cell in suite.cells if cell.before is not None}
-    return [before, {folder(suite.path, cell.experiment): cell.experiment for cell in suite.cells}]
+    """What a suite runs, by run folder: first the runs that begin by themselves, then those that begin with them, and so on."""
+    steps = zip_longest(*(cell.chain for cell in suite.cells))
+    return [{folder(suite.path, cell.experiment): cell.experiment for cell in step if cell is not None} for step in steps]
 
 
 def _ran(wanted: dict[Path, Experiment], jobs: int, on_progress: Progress) -> dict[str, str]:

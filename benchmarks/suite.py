@@ -45,8 +45,8 @@ class Column:
         experiment: a file, beside the suite's or in the current folder, or a bundled name.
         title: how the tables call it.
         set: overrides by dotted key.
-        after: the column whose runs, of the same row and seed, come before, as pre-training; what rows and sweeps say is then said
-            of these alone, and their final weights are what this column's runs begin with.
+        after: a column above this one, whose runs, of the same row and seed, come before, as pre-training; what rows and sweeps say is
+            then said of the first of them alone, and their final weights are what this column's runs begin with.
         into: the setting that says which file to begin with.
         offer: strategy settings for every row whose strategy has them, such as the server's optimizer.
         real: the experiment on the real data that this one stands in for, used once ``data.root`` is set.
@@ -121,14 +121,19 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a suite; ``swept`` is the title and the value of the sweep that it belongs to, ``before`` what it begins with."""
+    """One run of a suite; ``swept`` is the title and the value of the sweep that it belongs to, ``before`` the run it begins with."""
 
     column: str
     row: str
     seed: int
     swept: tuple[str, float] | None
     experiment: Experiment
-    before: Experiment | None = None
+    before: "Cell | None" = None
+
+    @property
+    def chain(self) -> "list[Cell]":
+        """This run and all that come before it, the first first."""
+        return [*(self.before.chain if self.before else []), self]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +202,9 @@ class Suite:
             if name not in (known := [*self.strategies, *self.experiments]):
                 raise ExperimentError(f"--only {name}: no strategy or experiment of {self.name!r}; {settings.nearest(name, known)}")
         rows = {name: row for name, row in self.strategies.items() if name in names} or self.strategies
-        wanted = {*names, *(self.experiments[name].after for name in names if name in self.experiments)}
+        wanted = set(names)
+        for name, column in reversed(self.experiments.items()):
+            wanted |= {column.after} if name in wanted and column.after else set()
         columns = {name: column for name, column in self.experiments.items() if name in wanted} or self.experiments
         return replace(self, strategies=rows, experiments=columns)
 
@@ -217,8 +224,8 @@ class Suite:
         everywhere = {key: value for key, value in self.overrides.items() if self._applies(key, asked, variant)}
         before = None
         if asked.after is not None:
-            before = self._cell(asked.after, row, swept, seed).experiment
-            varied: Table = {asked.into: str(folder(self.path, before) / "model.safetensors")}
+            before = self._cell(asked.after, row, swept, seed)
+            varied: Table = {asked.into: str(folder(self.path, before.experiment) / "model.safetensors")}
         else:
             known = self._settings(asked, variant)
             offered = {key: value for key, value in asked.offer.items() if key in known}
@@ -262,10 +269,12 @@ class Suite:
                 if not isinstance(row.strategy.get("name"), str):
                     raise ExperimentError(f'{self.name}.strategies.{name}.strategy has no name; write strategy = {{ name = "..." }}')
                 registry.strategies.find(row.strategy["name"])
-        for name, column in self.experiments.items():
+        for place, (name, column) in enumerate(self.experiments.items()):
             if column.after is not None:
-                others = [other for other, its in self.experiments.items() if its.after is None and other != name]
-                _known([column.after], others, f"{self.name}.experiments.{name}.after: column")
+                where = f"{self.name}.experiments.{name}.after"
+                _known([column.after], self.experiments, f"{where}: column")
+                if column.after not in list(self.experiments)[:place]:
+                    raise ExperimentError(f"{where} = {column.after!r} does not stand above it; put the column first that comes first")
             if column.offer:
                 offered = set().union(*(self._settings(column, row) for row in self.strategies.values()))
                 _known(list(column.offer), sorted(offered), f"{self.name}.experiments.{name}.offer: setting")

@@ -332,8 +332,8 @@ def test_a_column_may_begin_with_the_runs_of_another_of_the_same_row_and_seed(ch
     then = [cell for cell in suite.cells if cell.column == "then" and cell.swept is None]
     assert len(then) == len(first) == 4
     for cell in then:
-        assert cell.before == first[cell.row, cell.seed]
-        assert cell.experiment.name == str(folder(Path("elsewhere"), cell.before) / "model.safetensors")
+        assert cell.before.experiment == first[cell.row, cell.seed]
+        assert cell.experiment.name == str(folder(Path("elsewhere"), cell.before.experiment) / "model.safetensors")
         assert cell.experiment.rounds == 7
     assert len({tuple(cell.experiment.learner.settings["hidden"]) for cell in then}) == 1, "rows speak of the first run"
     assert {tuple(one.learner.settings["hidden"]) for one in first.values()} > {(2,)}
@@ -341,22 +341,34 @@ def test_a_column_may_begin_with_the_runs_of_another_of_the_same_row_and_seed(ch
 
 def test_what_is_swept_is_swept_in_the_run_that_comes_before(chained):
     swept = [cell for cell in chained().cells if cell.swept]
-    assert [(cell.before.rounds, cell.experiment.rounds) for cell in swept] == [(4, 7), (5, 7)] * 2
+    assert [(cell.before.experiment.rounds, cell.experiment.rounds) for cell in swept] == [(4, 7), (5, 7)] * 2
 
 
 def test_runs_that_others_begin_with_come_first_and_once(chained):
-    before, everything = stages(chained().within(Path("here")))
-    assert len(before) == 2 * 2 + 2 * 2
-    assert len(before.keys() & everything.keys()) == 2 * 2, "those of the sweep are no cells by themselves"
-    assert len(everything) == 2 * 2 * 2 + 2 * 2
+    before, after = stages(chained().within(Path("here")))
+    assert len(before) == 2 * 2 + 2 * 2, "those that the sweep begins with are no cells by themselves"
+    assert len(after) == 2 * 2 + 2 * 2
+    assert not before.keys() & after.keys()
+
+
+LAST = {"experiments.last": {"experiment": "mine.toml", "title": "last", "after": "then", "into": "name", "set": {"rounds": 8}}}
+
+
+def test_a_chain_of_columns_runs_link_by_link(chained):
+    suite = chained(LAST).within(Path("here"))
+    assert [{run.rounds for run in stage.values()} for stage in stages(suite)] == [{3, 4, 5}, {7}, {8}]
+    cell = next(cell for cell in suite.cells if cell.column == "last")
+    assert [link.column for link in cell.chain] == ["first", "then", "last"]
+    assert cell.experiment.name == str(folder(Path("here"), cell.before.experiment) / "model.safetensors")
 
 
 def test_naming_a_column_keeps_the_one_that_it_begins_with(chained):
     assert list(chained().only(["then", "wide"]).experiments) == ["first", "then"]
     assert list(chained().only(["first"]).experiments) == ["first"]
+    assert list(chained(LAST).only(["last"]).experiments) == ["first", "then", "last"]
 
 
-@pytest.mark.parametrize(("after", "reason"), [("frist", "did you mean 'first'"), ("then", "after: column 'then' is not in the suite")])
-def test_a_column_can_begin_only_with_another_that_begins_by_itself(chained, after, reason):
+@pytest.mark.parametrize(("after", "reason"), [("frist", "did you mean 'first'"), ("then", "after = 'then' does not stand above it")])
+def test_a_column_can_begin_only_with_one_above_it(chained, after, reason):
     with pytest.raises(ExperimentError, match=reason):
         chained({"experiments.then.after": after})
