@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import run
 from fedvision.data.coco_panoptic import STUFF, THINGS, coco_stuff, coco_things
 from fedvision.data.image_folders import unlabeled_images
 from fedvision.data.partitions import iid
@@ -279,6 +280,17 @@ def test_what_was_learned_without_classes_can_be_tested_on_maps(tmp_path):
     (tmp_path / "test" / "semseg" / "1.png").unlink()
     with pytest.raises(DataError, match=r"1\.jpg has no semseg map"):
         read()
+
+
+def test_silos_learn_from_pictures_without_classes_and_are_tested_on_others(tmp_path):
+    for number in range(4):
+        photograph(tmp_path / "train" / f"{number}.jpg", 32, 32, seed=number)
+        photograph(tmp_path / "test" / "rgb" / f"{number}.jpg", 32, 32, seed=9 + number)
+        palette_map(tmp_path / "test" / "semseg" / f"{number}.png", np.full((32, 32), number))
+    data = {"name": "unlabeled-images", "root": str(tmp_path), "size": 32}
+    changes = {"data": data, "rounds": 1, "strategy.steps": 1, "partition.clients": 2, "learner.local_size": 16}
+    done = run("leopart-tiny", changes, out=tmp_path / "run", draw=False)
+    assert done.rounds["failures"].sum() == 0 and np.isfinite(done.rounds["test_loss"]).all()
 
 
 def test_folders_without_pictures_are_named(tmp_path):
