@@ -216,12 +216,13 @@ def classes_of(ids: np.ndarray, segments: Mapping[int, int], file: Path) -> np.n
     Raises:
         DataError: a segment that is not described.
     """
-    found, where = np.unique(ids, return_inverse=True)
-    odd = [one for one in found.tolist() if one and one not in segments]
-    if odd:
+    table = {0: IGNORED, **segments}
+    known = np.array(sorted(table))
+    where = np.searchsorted(known, ids).clip(max=len(known) - 1)
+    odd = ids[known[where] != ids]
+    if len(odd):
         raise DataError(f"{file} has the segment {odd[0]}, which its annotation does not describe; give map and annotation of one release")
-    table = np.array([segments.get(one, IGNORED) if one else IGNORED for one in found.tolist()], np.uint8)
-    return np.asarray(table[where].reshape(ids.shape))
+    return np.asarray(np.array([table[one] for one in known.tolist()], np.uint8)[where])
 
 
 def _within(content: object, file: Path, key: str) -> list[Record]:
