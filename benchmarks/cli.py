@@ -65,6 +65,7 @@ class Layout(StrEnum):
 
     multimae = "multimae"
     albef = "albef"
+    leopart = "leopart"
     timm = "timm"
 
 

@@ -49,6 +49,8 @@ def require_batchable(assembly: Assembly) -> None:
     if reason is not None:
         strategy = assembly.experiment.strategy.name
         raise EngineError(f"{_asked(assembly)}: clients of strategy {strategy} must answer one by one, since {reason}; {ONE_BY_ONE}")
+    if getattr(assembly.strategy, "arranged", False):
+        raise EngineError(f"{_asked(assembly)}: with strategy.arranged each client puts rows in an order of its own; {ONE_BY_ONE}")
     reason = _own(assembly)
     if reason is not None:
         learner = assembly.experiment.learner.name

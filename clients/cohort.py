@@ -108,7 +108,7 @@ class Cohort:
         self._parts = Tally(len(clients))
         self._reach = Reach(model)
         self.work = [0] * len(clients)
-        self.train, self.state, self.rng, self.loss = map(OneClients, ("train", "state", "rng", "loss"))
+        self.train, self.state, self.rng, self.loss, self.arrange = map(OneClients, ("train", "state", "rng", "loss", "arrange"))
 
     def __len__(self) -> int:
         """How many clients."""

@@ -145,6 +145,25 @@ def _grouped(params: Mapping[str, Tensor], groups: Sequence[Group]) -> list[Any]
     return [(group, [params[name] for name in group.names if name in params]) for group in (*groups, rest)]
 
 
+def reorder(state: RecordDict, params: Mapping[str, Tensor], groups: Sequence[Group], name: str, order: Tensor) -> None:
+    """Put what a kept memory remembers of the rows of a parameter in another order; nothing, if it is no parameter or nothing is kept.
+
+    Args:
+        state: in which ``Stepper`` has left it.
+        params: what it moved, by name.
+        groups: as it was told.
+        name: of the parameter, or of another array.
+        order: which row belongs in each place.
+    """
+    if name not in params or MEMORY not in state:
+        return
+    grouped = [each for group in groups for each in group.names if each in params]
+    number = [*grouped, *(each for each in params if each not in set(grouped))].index(name)
+    remembered = unpack(array_records(state)[MEMORY])
+    rows = {key: value for key, value in remembered.items() if key.startswith(f"{number}/") and value.shape == params[name].shape}
+    state[MEMORY] = pack(remembered | {key: value[order.to(value.device)] for key, value in rows.items()})
+
+
 def _memory(optimizer: torch.optim.Optimizer) -> ArrayRecord:
     """What an optimizer remembers of each parameter."""
     remembered: dict[str, Tensor] = {}

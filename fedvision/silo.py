@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedvision.arrays import Named
 from fedvision.data import Examples
 from fedvision.holdings import Holdings
+from fedvision.interchange import arrange
 from fedvision.learners.learner import Learner, Loss, follows_its_steps
 from fedvision.optimizers import Stepper
 from fedvision.reach import Reach
@@ -54,7 +55,7 @@ class Silo:
         self.state = RecordDict() if state is None else state
         self.rng = torch.Generator().manual_seed(0) if rng is None else rng
         self.work = 0
-        self._parts = Tally()
+        self._parts, self._sent = Tally(), arrays
         self._begun, self._span = progress, span
         self._holdings = Holdings.of(learner, model) if holdings is None else holdings
         self._shared = self._holdings.load(model, arrays, self.state)
@@ -149,6 +150,10 @@ class Silo:
             self._follow(batch)
         step.end()
         return losses.means().get("loss", 0.0)
+
+    def arrange(self) -> None:
+        """Put rows whose order means nothing in that of the global model's which they are most like, see ``Learner.interchangeable``."""
+        arrange(self.learner, self.model, self._sent, self.state)
 
     def loss_parts(self) -> dict[str, float]:
         """The named parts of the loss, each a mean per example over the batches trained on."""

@@ -1,10 +1,11 @@
 """FedAvg: clients train locally, the server averages their models."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from flwr.app import RecordDict
+from torch import Tensor
 
 from fedvision import optimizers
 from fedvision.arrays import Named
@@ -33,6 +34,8 @@ class LocalStrategy(Strategy):
         shuffle: whether each epoch visits the examples in a new order.
         client_optimizer: any torch optimizer, with a ``schedule`` of its rate over the whole training if given; it starts
             afresh in every round, unless ``keep = true`` has each client remember its own.
+        arranged: whether clients put rows whose order means nothing, as those of prototypes, in the order of the global model's rows that
+            they are most like before they answer, so that the mean is of rows that belong together. See decision 0015.
     """
 
     weight_by: Literal["clients", "examples"] = "examples"
@@ -41,6 +44,7 @@ class LocalStrategy(Strategy):
     batch_size: Count = 32
     shuffle: bool = True
     client_optimizer: ClientOptimizer = field(default_factory=sgd)
+    arranged: bool = False
 
     def __post_init__(self) -> None:
         optimizers.checked_for_clients(self.client_optimizer)
@@ -53,9 +57,16 @@ class LocalStrategy(Strategy):
         """How many optimizer steps a client with so many examples takes in a round."""
         return step_count(examples, self.batch_size, self.epochs, self.steps)
 
-    def trained(self, silo: Silo) -> Update:
+    def descended(self, silo: Silo, penalty: Callable[[], Tensor] | None = None) -> float:
+        """The mean loss of local training, after which the silo's model is what its answer is made of."""
+        loss = silo.descend(self.local_batches(silo), self.client_optimizer, penalty)
+        if self.arranged:
+            silo.arrange()
+        return loss
+
+    def trained(self, silo: Silo, penalty: Callable[[], Tensor] | None = None) -> Update:
         """The answer of plain local training."""
-        loss = silo.descend(self.local_batches(silo), self.client_optimizer)
+        loss = self.descended(silo, penalty)
         return Update({"arrays": silo.arrays()}, {"train_loss": loss}, self.left_out(silo))
 
 

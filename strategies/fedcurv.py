@@ -77,7 +77,7 @@ class FedCurv(LocalStrategy):
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The locally trained model, its Fisher information, and their product."""
         elastic = self._elastic(silo, content)
-        loss = silo.descend(self.local_batches(silo), self.client_optimizer, elastic)
+        loss = self.descended(silo, elastic)
         information = fisher(silo, self.chunk_size)
         moment = {name: information[name] * param.detach() for name, param in silo.params.items()}
         silo.state["u"], silo.state["v"] = pack(information), pack(moment)

@@ -44,7 +44,7 @@ class ServerOptimizedStrategy(LocalStrategy):
     @batchable
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The locally trained model, parameters and buffers apart."""
-        loss = silo.descend(self.local_batches(silo), self.client_optimizer)
+        loss = self.descended(silo)
         params = {name: param.detach().clone() for name, param in silo.params.items()}
         return Update({"params": params, "buffers": silo.buffers()}, {"train_loss": loss}, self.left_out(silo))
 

@@ -37,5 +37,4 @@ class FedProx(AveragingStrategy):
         """The locally trained model."""
         params = silo.params
         anchor = {name: param.detach().clone() for name, param in params.items()}
-        loss = silo.descend(self.local_batches(silo), self.client_optimizer, lambda: proximal(params, anchor, self.mu))
-        return Update({"arrays": silo.arrays()}, {"train_loss": loss}, self.left_out(silo))
+        return self.trained(silo, lambda: proximal(params, anchor, self.mu))

@@ -40,6 +40,8 @@ class Scaffold(LocalStrategy):
         self._control: dict[str, Tensor] = {}
         if self.client_optimizer["name"] != "SGD" or set(self.client_optimizer) - {"name", "lr"}:
             raise ExperimentError(f'scaffold needs plain SGD, client_optimizer = {{name = "SGD", lr = ...}}; got {self.client_optimizer}')
+        if self.arranged:
+            raise ExperimentError("scaffold follows each row from where it began, so strategy.arranged must be false")
 
     def prepare(self, content: RecordDict, ask: Callable[[RecordDict], Iterator[RecordDict]]) -> RecordDict:
         """Tell the clients c; zeros do not travel."""

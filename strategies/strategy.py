@@ -72,6 +72,9 @@ class Silo(Protocol):
     def descend(self, batches: Iterable[Examples], optimizer: dict[str, Any], penalty: Callable[[], Tensor] | None = None) -> float:
         """One optimizer step a batch, in place; the mean loss seen on the way."""
 
+    def arrange(self) -> None:
+        """Put rows whose order means nothing in that of the global model's which they are most like."""
+
 
 ONE_BY_ONE = "set engine.batch_clients = 1"
 """What helps wherever clients cannot answer together."""

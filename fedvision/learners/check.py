@@ -239,6 +239,23 @@ def what_is_measured_over_all_are_numbers(case: Case) -> None:
     assert _same(fields_before, dict(case.examples.fields)), f"{case.name}.overall changes the examples in place"
 
 
+def interchangeable_rows_change_places(case: Case) -> None:
+    """In another order interchangeable rows, and what goes with them, leave all metrics as they are."""
+    model = case.model().eval()
+    state, held = model.state_dict(), Holdings.of(case.learner, model)
+    for rows in case.learner.interchangeable(model):
+        unknown = [name for name in (rows.name, *rows.alike) if name not in state or len(state[name]) != len(state[rows.name])]
+        assert rows.name in held.shared, f"{case.name}.interchangeable names {rows.name!r}, which does not travel"
+        assert not unknown, f"{case.name}.interchangeable names {unknown}, which are no arrays of the model with as many rows"
+        with torch.inference_mode():
+            before = case.learner.evaluate(model, case.examples).result()
+            for name in (rows.name, *rows.alike):
+                state[name].copy_(state[name].flip(0))
+            after = case.learner.evaluate(model, case.examples).result()
+        odd = [name for name, value in before.items() if not np.isclose(value, after[name], rtol=1e-4, atol=1e-6, equal_nan=True)]
+        assert not odd, f"{case.name}: {odd} change with the order of {rows.name!r}, which is said to mean nothing"
+
+
 def one_example_is_enough(case: Case) -> None:
     """A batch of one works: the last batch of a client may hold no more. (BatchNorm cannot train on it.)"""
     model, one = case.model(), case.examples[:1]
@@ -326,6 +343,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     the_loss_is_a_mean_if_declared,
     metrics_add,
     what_is_measured_over_all_are_numbers,
+    interchangeable_rows_change_places,
     one_example_is_enough,
     groups_are_of_parameters,
     a_silo_goes_on_where_it_stopped,

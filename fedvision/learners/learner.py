@@ -46,6 +46,19 @@ class Group:
     decayed: bool = True
 
 
+@dataclass(frozen=True)
+class Interchangeable:
+    """Rows of an array whose order means nothing, as those of prototypes: in another order the model says the same.
+
+    Attributes:
+        name: of the array, in the model's state dict; it travels.
+        alike: further arrays whose rows go with these, as those of a teacher that each silo has.
+    """
+
+    name: str
+    alike: tuple[str, ...] = ()
+
+
 Method = TypeVar("Method", bound=Callable[..., Loss])
 
 
@@ -144,7 +157,7 @@ class Learner(ABC):
         return ()
 
     def precede(self, model: nn.Module, batch: Examples, loss: Loss, progress: float) -> None:  # noqa: B027
-        """What comes between a batch's loss and the step: averages of the weights that the loss was of, updated in place; without gradients.
+        """What comes between a batch's loss and the step: averages of the weights that the loss was of, in place, without gradients.
 
         Changes of what is trained are where the step begins; the gradient has been computed and stays as it is.
         """
@@ -161,6 +174,10 @@ class Learner(ABC):
 
         The private arrays are then the initial model's: a moving average, for one, must begin at the weights it follows.
         """
+
+    def interchangeable(self, model: nn.Module) -> Sequence[Interchangeable]:
+        """Rows of the model whose order means nothing; two silos may have the same ones in another order. By default none."""
+        return ()
 
     @property
     def digest(self) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fedvision.data.examples import Examples
 from fedvision.data.federated import Spec
 from fedvision.errors import ExperimentError
+from fedvision.learners.learner import Group, Holding, Interchangeable, Learner, Loss
 from fedvision.leopart import assignment, losses
 from fedvision.leopart.colors import Colors
 from fedvision.leopart.crops import GLOBAL, IMAGENET, Cropped, MultiCrop
@@ -29,7 +30,6 @@ from fedvision.leopart.foreground import foreground
 from fedvision.leopart.network import HEADS, Guidance, Leopart, Network, Seen, uniform_streak
 from fedvision.leopart.vision import VisionSize
 from fedvision.leopart.weights import initialized_from
-from fedvision.learners.learner import Group, Holding, Learner, Loss
 from fedvision.metrics import Metrics, total
 from fedvision.registry import learners
 from fedvision.seeds import global_generators, own_generator
@@ -41,7 +41,8 @@ GLOBAL_CROPS, LOCAL_CROPS, OF_GLOBAL, OF_CROP = "global_crops", "local_crops", "
 
 ASSIGNED, COUNTED, FRESH = "assigned", "counted", "fresh"
 """Those that hold what the teacher says of it: to which prototype each patch of the global crops belongs, float32 [n, 2, patches, k];
-which cells of what crops share count, bool [n, 2, crops, cells, cells], if not all do; features for the queues, float32 [n, 2, some, features], if there are any."""
+which cells of what crops share count, bool [n, 2, crops, cells, cells], if not all do; features for the queues, if there are any,
+float32 [n, 2, some, features]."""
 
 UNIFORM_STEPS = "uniform_steps"
 """The one that says in how many steps in a row before this one predictions have been uniform, int64 [n]."""
@@ -279,7 +280,7 @@ class LeopartLearner(Learner):
         if self.mask == "all":
             return None
         front = foreground(attention.flatten(0, 1).unflatten(2, grid), self.mass).unflatten(0, attention.shape[:2])
-        return front if self.mask == "foreground" else ~front
+        return front if self.mask == "foreground" else ~front  # type: ignore[no-any-return]
 
     def _fresh(
         self, embeddings: Float[Tensor, "n g patches features"], masks: Tensor | None, queue: int, order: Order
@@ -294,7 +295,7 @@ class LeopartLearner(Learner):
             chosen.append(losses.drawn_features(flat, order(there.nonzero()[:, 0]).to(flat.device), number))
         rows = math.ceil(number / n)
         padded = torch.nn.functional.pad(torch.stack(chosen), (0, 0, 0, rows * n - number))
-        return padded.unflatten(1, (n, rows)).transpose(0, 1)
+        return padded.unflatten(1, (n, rows)).transpose(0, 1)  # type: ignore[no-any-return]
 
     # ---- loss ----------------------------------------------------------------------------------------------------
 
@@ -320,7 +321,7 @@ class LeopartLearner(Learner):
     def _errors(self, seen: Seen, batch: Examples, assigned: Float[Tensor, "n g patches k"]) -> Float[Tensor, "n g v o o"]:
         """How far predictions are from assignments, in each cell of what a large crop and another one share."""
         of_global, of_crop = (batch.fields[name] / self.patch for name in (OF_GLOBAL, OF_CROP))
-        begin, predictions = 0, []
+        begin, predictions = 0, list[Tensor]()
         for crops in (batch.fields[name] for name in (GLOBAL_CROPS, LOCAL_CROPS) if name in batch):
             n, number, _, height, width = crops.shape
             grid = height // self.patch, width // self.patch
@@ -364,6 +365,12 @@ class LeopartLearner(Learner):
         if self.copies == "private":
             model.begin()
 
+    def interchangeable(self, model: nn.Module) -> Sequence[Interchangeable]:
+        """Prototypes; a teacher's go with the network's, which predicts by their numbers what it assigns."""
+        assert isinstance(model, Leopart)
+        alike = () if model.teacher is None else ("teacher.prototypes.weight",)
+        return (Interchangeable("model.prototypes.weight", alike),)
+
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     def evaluate(self, model: nn.Module, batch: Examples) -> Metrics:
@@ -394,14 +401,14 @@ class LeopartLearner(Learner):
         network = _network(model)
         seen = self.looked_at(images)
         found = torch.cat([network.tokens(part)[:, 1:] for part in seen.split(BATCH)])
-        return found.unflatten(1, network.grid(seen))
+        return found.unflatten(1, network.grid(seen))  # type: ignore[no-any-return]
 
     def attention(self, model: nn.Module, images: Tensor) -> Float[Tensor, "n heads rows columns"]:
         """Where the network's class token looks in the last block; see ``tokens``."""
         network = _network(model)
         seen = self.looked_at(images)
         found = torch.cat([network.observed(part).attention for part in seen.split(BATCH)])
-        return found.unflatten(2, network.grid(seen))
+        return found.unflatten(2, network.grid(seen))  # type: ignore[no-any-return]
 
     def looked_at(self, images: Tensor) -> Float[Tensor, "n c height width"]:
         """Pictures in [0, 1], resized to ``resolution`` and normalized."""

@@ -44,4 +44,4 @@ def entropy(assignments: Float[Tensor, "*n k"]) -> Float[Tensor, ""]:
     >>> entropy(torch.tensor([[1.0, 0.0], [0.5, 0.5]])).item() * 2
     0.6931471824645996
     """
-    return torch.special.entr(assignments).sum(-1).mean()
+    return torch.special.entr(assignments).sum(-1).mean()  # type: ignore[no-any-return]

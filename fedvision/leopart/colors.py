@@ -130,4 +130,4 @@ def blurred_by(images: Images, deviations: Factors) -> Images:
     kernels = (-0.5 * (steps / along(deviations.to(images.device), images[:, 0, 0])) ** 2).softmax(1).repeat_interleave(channels, 0)
     padded = F.pad(images, [reach] * 4, mode="reflect").flatten(0, 1)[None]
     rows = F.conv2d(padded, kernels[:, None, None], groups=n * channels)
-    return F.conv2d(rows, kernels[:, None, :, None], groups=n * channels)[0].unflatten(0, (n, channels))
+    return F.conv2d(rows, kernels[:, None, :, None], groups=n * channels)[0].unflatten(0, (n, channels))  # type: ignore[no-any-return]

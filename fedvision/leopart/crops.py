@@ -3,7 +3,7 @@
 Letters in shapes: n = pictures, v = crops, of which the first two are the global ones, g.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -79,7 +79,7 @@ class MultiCrop:
     global_scale: Scale = (0.25, 1.0)
     local_scale: Scale = (0.05, 0.25)
     overlap: float = 0.01
-    colors: Colors = Colors()
+    colors: Colors = field(default_factory=Colors)
 
     def __call__(self, images: Float[Tensor, "n c h w"], rng: torch.Generator) -> Cropped:
         """Crops of pictures in [0, 1], which are not changed."""
@@ -116,7 +116,7 @@ class MultiCrop:
 
     def _colored(self, crops: Float[Tensor, "n v c side side"], rng: torch.Generator) -> Tensor:
         flat = self.colors(crops.flatten(0, 1), rng)
-        return IMAGENET.of_channels(flat.shape[1])(flat).unflatten(0, crops.shape[:2])
+        return IMAGENET.of_channels(flat.shape[1])(flat).unflatten(0, crops.shape[:2])  # type: ignore[no-any-return]
 
 
 # ---- boxes ----------------------------------------------------------------------------------------------------------

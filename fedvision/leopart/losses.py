@@ -59,7 +59,7 @@ def region_mask(masks: Bool[Tensor, "b g rows columns"], boxes: Float[Tensor, "b
 
     maps, (n, teachers, crops, _) = masks.flatten(0, 1)[:, None].to(boxes.dtype), boxes.shape
     found = roi_align(maps, list(boxes.flatten(0, 1)), cells, aligned=True)
-    return (found >= 1).view(n, teachers, crops, cells, cells)
+    return (found >= 1).view(n, teachers, crops, cells, cells)  # type: ignore[no-any-return]
 
 
 # ---- the loss -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Letters in shapes: b = pictures, k = prototypes.
 """
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -59,12 +59,10 @@ class Network(VisionTransformer):
         drop_path: see ``VisionTransformer``.
     """
 
-    def __init__(
-        self, size: VisionSize, hidden: int, features: int, prototypes: int, rng: torch.Generator, drop_path: float = 0.0
-    ) -> None:
+    def __init__(self, size: VisionSize, hidden: int, features: int, prototypes: int, rng: torch.Generator, drop_path: float = 0.0) -> None:
         super().__init__(size, rng, drop_path)
         widths = (size.width, hidden, hidden, features)
-        layers = [nn.utils.skip_init(nn.Linear, *pair) for pair in zip(widths, widths[1:], strict=False)]
+        layers = [nn.utils.skip_init(nn.Linear, *pair) for pair in pairwise(widths)]
         self.projection_head = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
         self.prototypes = nn.utils.skip_init(nn.Linear, features, prototypes, bias=False)
         for added in (self.projection_head, self.prototypes):

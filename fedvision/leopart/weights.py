@@ -115,7 +115,9 @@ def to_timm(state: Mapping[str, Tensor], where: str = "the model") -> Converted:
     """
     heads = tuple(f"{NETWORK}{head}" for head in HEADS)
     kept = {name: tensor for name, tensor in state.items() if name.startswith(NETWORK) and not name.startswith(heads)}
-    return Converted({name.removeprefix(NETWORK): tensor for name, tensor in kept.items()}, tuple(name for name in state if name not in kept))
+    return Converted(
+        {name.removeprefix(NETWORK): tensor for name, tensor in kept.items()}, tuple(name for name in state if name not in kept)
+    )
 
 
 # ---- parts ----------------------------------------------------------------------------------------------------------
@@ -130,7 +132,9 @@ def _beginning(state: Mapping[str, Tensor], where: str) -> str:
     begins = [name.removesuffix(TOKEN) for name in state if name == TOKEN or name.endswith(f".{TOKEN}")]
     if not begins:
         found = ", ".join(list(state)[:5])
-        raise ExperimentError(f"{where} holds {found}, ..., no {TOKEN}, which vision transformers have; give a file of DINO, timm or Leopart")
+        raise ExperimentError(
+            f"{where} holds {found}, ..., no {TOKEN}, which vision transformers have; give a file of DINO, timm or Leopart"
+        )
     return min(begins, key=lambda begin: (begin == TEACHER, begin not in ("", NETWORK), len(begin)))
 
 
@@ -170,7 +174,7 @@ def _teachers(model: Leopart, state: Mapping[str, Tensor], where: str) -> State:
 
 
 def _part(name: str) -> str:
-    return name.split(".")[0] if name.startswith(HEADS) else "transformer"
+    return name.split(".", maxsplit=1)[0] if name.startswith(HEADS) else "transformer"
 
 
 def _remedy(name: str, theirs: Shape, ours: Shape) -> str:

@@ -196,3 +196,44 @@ def test_a_layout_of_another_paper_is_refused(aligned, pretrained, tmp_path):
         export(aligned, tmp_path / "out.pth", "multimae")
     with pytest.raises(RunError, match="the model of learner multimae has no layout albef; choose multimae or timm"):
         export(pretrained, tmp_path / "out.pth", "albef")
+
+
+# ---- Leopart --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """The folder of a short run of Leopart."""
+    short = {"rounds": 1, "tensorboard": False, "strategy.steps": 2, "strategy.batch_size": 4, "data.examples": 16, "data.test_examples": 4}
+    return run("leopart-tiny", short, out=tmp_path_factory.mktemp("runs") / "parts", draw=False).path
+
+
+def test_leoparts_network_and_teacher_are_written_without_what_is_remembered(parts, fedvision, here):
+    ended = fedvision("export", parts, "--out", "weights.safetensors", "--layout", "leopart")
+    assert (ended.status, ended.err) == (0, "") and "arrays in leopart's layout: weights.safetensors" in ended.out
+    written, state = load_file(here / "weights.safetensors"), Run.open(parts).state
+    assert {name.split(".")[0] for name in written} == {"model", "teacher"}
+    for name, tensor in written.items():
+        assert torch.equal(tensor, state[name.replace("teacher.", "model.")]), name
+    assert export(parts, here / "again.pth").dropped == ("queue", "uniform_steps")
+
+
+def test_leoparts_transformer_is_timms(parts, tmp_path):
+    written = export(parts, tmp_path / "vit.pth", "timm")
+    with global_generators(generator(0)):
+        other = VisionTransformer(img_size=64, patch_size=8, embed_dim=64, depth=3, num_heads=4, num_classes=0).eval()
+    other.load_state_dict(written.state)
+    assert "model.prototypes.weight" in written.dropped and "teacher.norm.weight" in written.dropped
+
+
+@pytest.mark.parametrize("file", ["exported", "its own", "as timm has it"])
+def test_a_run_of_leopart_begins_with_what_another_has_left(parts, tmp_path, file):
+    path = RunFolder(parts).model
+    if file != "its own":
+        path = tmp_path / "weights.pth"
+        export(parts, path, "timm" if file == "as timm has it" else None)
+    short = {"rounds": 0, "tensorboard": False, "data.examples": 16, "data.test_examples": 4, "learner.checkpoint": str(path)}
+    further = run("leopart-tiny", short, out=tmp_path / "run", draw=False).state
+    for name, tensor in Run.open(parts).state.items():
+        head = name.startswith(("model.projection_head", "model.prototypes"))
+        assert torch.equal(tensor, further[name]) or (head and file == "as timm has it"), name

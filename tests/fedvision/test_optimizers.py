@@ -88,6 +88,27 @@ def test_a_schedule_multiplies_the_rate_of_every_group():
     assert grouped == pytest.approx({"weight": -0.1 * sum_of_factors, "bias": -0.2 * sum_of_factors})
 
 
+def test_a_decay_schedule_multiplies_the_weight_decay_where_there_is_any():
+    table = {"name": "SGD", "lr": 0.1, "weight_decay": 0.5, "decay_schedule": {"name": "cosine", "final": 3.0}}
+    weight, groups = 0.0, [Group(["bias"], decayed=False)]
+    for number in range(3):
+        weight -= 0.1 * (1 + 0.5 * (3 - 2 * (1 + math.cos(math.pi * number / 3)) / 2) * weight)
+    assert moved(table, groups) == pytest.approx({"weight": weight, "bias": -0.3})
+
+
+def test_what_a_memory_holds_of_rows_is_put_in_their_order():
+    groups, state = [Group(["bias"], lr_factor=2.0)], RecordDict()
+    params = {name: torch.zeros(2, requires_grad=True) for name in ("weight", "bias")}
+    step = optimizers.Stepper({"name": "SGD", "lr": 0.1, "momentum": 0.9, "keep": True}, params, groups, state)
+    step([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])])
+    step.end()
+    optimizers.reorder(state, params, groups, "weight", torch.tensor([1, 0]))
+    optimizers.reorder(state, params, groups, "a buffer", torch.tensor([1, 0]))
+    again = optimizers.Stepper({"name": "SGD", "lr": 0.0, "momentum": 0.9, "keep": True}, params, groups, state)
+    found = {name: again._optimizer.state[param]["momentum_buffer"].tolist() for name, param in params.items()}
+    assert found == {"weight": [2.0, 1.0], "bias": [3.0, 4.0]}
+
+
 @pytest.mark.parametrize("table", [{"name": "SGD", "lr": 0.1, "momentum": 0.9}, {"name": "AdamW", "lr": 0.1}])
 def test_a_kept_memory_is_gone_on_with_and_another_starts_afresh(table):
     params = {"weight": torch.zeros(2, requires_grad=True)}
@@ -120,7 +141,9 @@ def test_a_memory_that_is_no_numbers_cannot_be_kept():
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"name": "SGD", "schedule": {"name": "cosine"}}, "unknown schedule 'cosine'"),
+        ({"name": "SGD", "schedule": {"name": "sine"}}, "unknown schedule 'sine'"),
+        ({"name": "SGD", "weight_decay": 0.1, "decay_schedule": {"name": "sine"}}, "unknown schedule 'sine'"),
+        ({"name": "SGD", "decay_schedule": {"name": "cosine"}}, "has a decay_schedule and no weight_decay"),
         ({"name": "SGD", "keep": "yes"}, "keep = 'yes': expected true or false"),
     ],
 )

@@ -217,6 +217,29 @@ def test_a_client_has_a_state_and_a_generator_even_if_none_is_given():
     assert torch.equal(torch.rand(2, generator=one.rng), torch.rand(2, generator=other.rng))
 
 
+def test_what_precedes_a_step_sees_the_weights_that_the_loss_was_of_and_the_gradient_stays():
+    seen = []
+
+    class Halving(Made):
+        def precede(self, model, batch, loss, progress):
+            seen.append((model.a.detach().clone(), loss.total.item()))
+            model.a.mul_(0.5)
+
+        def follow(self, model, batch, progress):
+            seen.append(model.a.detach().clone())
+
+    learner = Halving(make=Summed)
+    model = learner.build(SPEC, generator(0))
+    silo = Silo(learner, model, copied(model), EXAMPLES)
+    silo.descend(silo.batches(10), {"name": "SGD", "lr": 0.1})
+    (before, loss), after = seen
+    assert torch.equal(before, torch.ones(3)) and loss == pytest.approx(9.0)
+    assert torch.allclose(after, torch.full((3,), 0.5 - 0.1 * 6.0))  # the slope of (sum of a)^2 at 3, from the halves
+    seen.clear()
+    silo.gradient(silo.batches(4, shuffle=False))
+    assert len(seen) == 2  # once, however many batches
+
+
 def test_the_named_parts_of_the_loss_are_means_per_example():
     @dataclass(frozen=True, kw_only=True)
     class Parts(Made):
