@@ -136,6 +136,19 @@ def staircase_cosine(
     return _between(1.0, final, epoch / epochs)
 
 
+def epoch_steps(progress: float, *, epochs: Count = 25, drops: tuple[Natural, ...] = (20,), drop: PositiveFraction = 0.1) -> float:
+    """1, multiplied by ``drop`` as each of some epochs begins; torch's ``MultiStepLR``.
+
+    Args:
+        progress: how much of the training is done.
+        epochs: of the training.
+        drops: the epochs, counted from 0.
+        drop: the factor.
+    """
+    epoch = min(math.floor(progress * epochs + 1e-9), epochs - 1)
+    return float(drop ** sum(epoch >= begins for begins in drops))
+
+
 SCHEDULES: Mapping[str, Callable[..., float]] = {
     "constant": constant,
     "gamma-cosine": gamma_cosine,
@@ -143,6 +156,7 @@ SCHEDULES: Mapping[str, Callable[..., float]] = {
     "one-cycle": one_cycle,
     "warmup-cosine": warmup_cosine,
     "staircase-cosine": staircase_cosine,
+    "epoch-steps": epoch_steps,
     "cosine": cosine,
 }
 

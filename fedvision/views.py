@@ -66,7 +66,7 @@ def crop_boxes(images: Shaped[Tensor, "n ..."], scale: tuple[float, float], rati
 
 
 def resized(
-    images: Num[Tensor, "n c h w"], size: tuple[int, int], boxes: Sequence[Box] | None = None, smooth: bool = True
+    images: Num[Tensor, "n c h w"], size: tuple[int, int], boxes: Sequence[Box] | None = None, smooth: bool = True, cubic: bool = True
 ) -> Num[Tensor, "n c height width"]:
     """Images, or a crop of each, at another size; they themselves, if nothing is to be done.
 
@@ -74,14 +74,16 @@ def resized(
         images: of any values.
         size: height and width afterwards.
         boxes: a crop of each.
-        smooth: bicubically, with what is made smaller smoothed before; or to the nearest value, as classes need it.
+        smooth: between values, with what is made smaller smoothed before; or to the nearest value, as classes need it.
+        cubic: smooth ones bicubically, or bilinearly.
     """
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as geometry
 
     if boxes is None and size == tuple(images.shape[-2:]):
         return images
-    mode = InterpolationMode.BICUBIC if smooth else InterpolationMode.NEAREST_EXACT
+    between = InterpolationMode.BICUBIC if cubic else InterpolationMode.BILINEAR
+    mode = between if smooth else InterpolationMode.NEAREST_EXACT
     if boxes is None:
         return geometry.resize(images, list(size), mode, antialias=True)  # type: ignore[no-any-return]
     pairs = zip(images, boxes, strict=True)

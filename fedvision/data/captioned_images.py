@@ -4,13 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from fedvision.data.examples import CAPTION, IMAGE, LABEL, Examples
-from fedvision.data.pictures import existing, read_images
+from fedvision.data.pictures import Fit, existing, read_images
 from fedvision.data.pool import Pool
 from fedvision.data.texts import encode_texts
 from fedvision.errors import DataError
@@ -37,7 +37,7 @@ def captions(
     test_images: str | None = None,
     test_fraction: Fraction = 0.2,
     size: Count = 224,
-    fit: Literal["crop", "stretch"] = "crop",
+    fit: Fit = "crop",
     wordings: Count = 5,
     rng: np.random.Generator,
 ) -> Pool:
@@ -133,6 +133,6 @@ def _json(file: Path) -> Mapping[str, Any]:
     return content
 
 
-def _with_captions(some: Sequence[Captioned], size: int, fit: Literal["crop", "stretch"], wordings: int) -> Examples:
+def _with_captions(some: Sequence[Captioned], size: int, fit: Fit, wordings: int) -> Examples:
     texts = encode_texts([item.texts[:wordings] for item in some])
     return Examples({IMAGE: read_images([item.file for item in some], size, fit), CAPTION: texts, LABEL: torch.full((len(some),), -1)})

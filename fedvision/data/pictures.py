@@ -4,8 +4,9 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 from fedvision.errors import DataError
 
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+Fit = Literal["crop", "stretch"]
+"""How a picture becomes a square: ``crop``, the largest one in its middle; ``stretch``, all of it."""
 
 T = TypeVar("T")
 
@@ -38,25 +42,24 @@ def pictures_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
 
 
-def read_images(files: Sequence[Path], size: int, fit: Literal["crop", "stretch"] = "crop") -> Tensor:
+def read_images(files: Sequence[Path], size: int, fit: Fit = "crop", smooth: Image.Resampling | None = None) -> Tensor:
     """Pictures in color, uint8 [n, 3, size, size].
 
     Args:
         files: their paths.
         size: of the squares in pixels.
-        fit: ``crop``: the largest square in the middle of each, resized bilinearly; ``stretch``: all of it, resized bicubically.
+        fit: what of each.
+        smooth: how they are resized; bilinearly where they are cropped and bicubically where they are stretched, if not given.
 
     Raises:
         DataError: a file that is no picture.
     """
+    usual = Image.Resampling.BICUBIC if fit == "stretch" else Image.Resampling.BILINEAR
 
-    def one(picture: Image.Image) -> np.ndarray:
-        color = picture.convert("RGB")
-        if fit == "stretch":
-            return np.asarray(color.resize((size, size), Image.Resampling.BICUBIC))
-        return _fitted(color, size, Image.Resampling.BILINEAR)
+    def one(number: int, picture: Image.Image) -> np.ndarray:
+        return fitted(picture.convert("RGB"), size, smooth or usual, fit)
 
-    return _read(files, one, (size, size, 3)).permute(0, 3, 1, 2)
+    return filled(files, one, (size, size, 3), np.uint8).permute(0, 3, 1, 2)
 
 
 def read_maps(files: Sequence[Path], size: int) -> Tensor:
@@ -65,7 +68,7 @@ def read_maps(files: Sequence[Path], size: int) -> Tensor:
     Raises:
         DataError: a file that is no picture, or one in color.
     """
-    return _read(files, lambda picture: _fitted(_numbers(picture), size, Image.Resampling.NEAREST), (size, size))
+    return filled(files, lambda _, picture: fitted(numbers(picture), size, Image.Resampling.NEAREST), (size, size), np.int32)
 
 
 GRAY_16 = ("I;16", "I;16L", "I;16B")
@@ -112,14 +115,19 @@ def read_values(files: Sequence[Path], size: int, kind: Values) -> Float[Tensor,
         DataError: a file that is no picture.
     """
 
-    def one(picture: Image.Image) -> np.ndarray:
+    def one(number: int, picture: Image.Image) -> np.ndarray:
         bands = [np.asarray(band, dtype=np.float32) / kind.largest for band in picture.split()]
-        return np.stack([_fitted(Image.fromarray(band), size, Image.Resampling.BILINEAR) for band in bands])
+        return np.stack([fitted(Image.fromarray(band), size, Image.Resampling.BILINEAR) for band in bands])
 
-    return _read(files, one, (kind.channels, size, size)).clamp_(0, 1)
+    return filled(files, one, (kind.channels, size, size), np.float32).clamp_(0, 1)
 
 
-def _numbers(picture: Image.Image) -> Image.Image:
+def numbers(picture: Image.Image) -> Image.Image:
+    """A picture with one whole number a pixel, of 32 bits.
+
+    Raises:
+        ValueError: it has colors.
+    """
     if picture.mode not in ("1", "L", "P", "I", *GRAY_16):
         raise ValueError(
             f"it has the mode {picture.mode}, where one whole number a pixel is expected; save it as a PNG with 8 or 16 bits of gray"
@@ -127,16 +135,35 @@ def _numbers(picture: Image.Image) -> Image.Image:
     return Image.fromarray(np.asarray(picture).astype(np.int32))
 
 
-def _fitted(picture: Image.Image, size: int, resampling: Image.Resampling) -> np.ndarray:
-    if picture.size != (size, size):
-        picture = ImageOps.fit(picture, (size, size), method=resampling)
-    return np.asarray(picture)
+def fitted(picture: Image.Image, size: int, resampling: Image.Resampling, fit: Fit = "crop") -> np.ndarray:
+    """A picture as a square of so many pixels a side."""
+    if picture.size == (size, size):
+        return np.asarray(picture)
+    if fit == "stretch":
+        return np.asarray(picture.resize((size, size), resampling))
+    return np.asarray(ImageOps.fit(picture, (size, size), method=resampling))
 
 
-def _read(files: Sequence[Path], convert: Callable[[Image.Image], np.ndarray], shape: tuple[int, ...]) -> Tensor:
-    """What ``convert`` makes of each picture, in order."""
-    read = _of_each(files, convert)
-    return torch.from_numpy(np.stack(read)) if read else torch.empty(0, *shape)
+def filled(files: Sequence[Path], what: Callable[[int, Image.Image], np.ndarray], shape: tuple[int, ...], dtype: Any) -> Tensor:
+    """What is made of each picture, in order, without holding it twice.
+
+    Args:
+        files: of the pictures.
+        what: is made of a picture and its number, of this shape.
+        shape: of each.
+        dtype: of all.
+
+    Raises:
+        DataError: a file that is no picture.
+    """
+    values = np.empty((len(files), *shape), dtype)
+
+    def fill(number: int) -> None:
+        values[number] = _opened(files[number], partial(what, number))
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        list(pool.map(fill, range(len(files))))
+    return torch.from_numpy(values)
 
 
 def sizes(files: Sequence[Path]) -> list[tuple[int, int]]:
@@ -146,13 +173,13 @@ def sizes(files: Sequence[Path]) -> list[tuple[int, int]]:
 
 def _of_each(files: Sequence[Path], what: Callable[[Image.Image], T]) -> list[T]:
     """``what`` of each picture, in order."""
-
-    def one(file: Path) -> T:
-        try:
-            with Image.open(file) as picture:
-                return what(picture)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{file} cannot be read: {error}; mend or remove it") from error
-
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(one, files))
+        return list(pool.map(lambda file: _opened(file, what), files))
+
+
+def _opened(file: Path, what: Callable[[Image.Image], T]) -> T:
+    try:
+        with Image.open(file) as picture:
+            return what(picture)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{file} cannot be read: {error}; mend or remove it") from error

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedvision.data.examples import IMAGE, LABEL, LABELS, SEMSEG, Examples
-from fedvision.data.pictures import read_images, read_maps
+from fedvision.data.examples import IMAGE, LABEL, Examples
+from fedvision.data.pictures import Fit
 from fedvision.data.pool import Pool
+from fedvision.data.semantic_maps import check_pairs, read_ids, with_maps
 from fedvision.data.torchvision_sets import from_files
 from fedvision.errors import DataError
 from fedvision.registry import datasets
@@ -143,41 +144,66 @@ def stl10_folds(root: str | Path) -> list[Tensor]:
         raise DataError(f"{file} cannot be read ({error}); put STL-10's unpacked files there") from error
 
 
+AUGMENTED = ("trainaug", "train_aug", "SegmentationClassAug")
+"""Names that VOC's list of further training pictures goes by."""
+
+
 @datasets("voc-segmentation")
 def voc_segmentation(
-    *, root: str, download: bool = False, year: Literal["2007", "2008", "2009", "2010", "2011", "2012"] = "2012", size: Count = 224
+    *,
+    root: str,
+    download: bool = False,
+    year: Literal["2007", "2008", "2009", "2010", "2011", "2012"] = "2012",
+    train: Literal["train", "trainaug"] = "train",
+    size: Count = 224,
+    fit: Fit = "crop",
 ) -> Pool:
     """Pascal VOC with semantic maps: photographs of 20 classes, split train to train on and val to test on; its files needed.
 
-    Fields: ``image`` uint8 [n, 3, size, size], the largest square in the middle; ``semseg`` uint8 [n, size, size] of 0 (background),
-    1 + class, and 255 (to be ignored); ``labels`` uint8 [n, 20], the classes to be seen in it; ``label`` is -1, since a picture has
-    no single class.
+    Fields: ``image`` uint8 [n, 3, size, size]; ``semseg`` uint8 [n, size, size] of 0 (background), 1 + class, and 255 (to be ignored);
+    ``labels`` uint8 [n, 20], the classes to be seen in it; ``label`` is -1, since a picture has no single class.
 
     Args:
         root: folder that holds, or will hold, ``VOCdevkit``.
         download: fetch and unpack the archive, whether or not the files are there.
         year: of the challenge; 2012 has 1,464 + 1,449 pictures.
+        train: what to train on; ``trainaug``: the 10,582 pictures of 2012 that ``ImageSets/Segmentation/trainaug.txt`` lists, with the maps
+            in ``SegmentationClassAug``, which belong to Hariharan et al., ICCV 2011, and are not fetched.
         size: of the pictures in pixels.
+        fit: ``crop``: the largest square in the middle of each; ``stretch``: all of it.
 
     Raises:
-        DataError: missing or broken files.
+        DataError: missing or broken files, maps that differ in size from their picture, or with other ids.
     """
     from torchvision.datasets import VOCSegmentation
 
-    base = "TrainVal/VOCdevkit/VOC2011" if year == "2011" else f"VOCdevkit/VOC{year}"
-    splits = {split: f"ImageSets/Segmentation/{split}.txt" for split in ("train", "val")}
-    with from_files(f"VOC {year}", Path(root) / base, dict.fromkeys(splits.values()), download):
-        parts = [VOCSegmentation(root, year=year, image_set=split, download=download and split == "train") for split in splits]
-    train, test = (_segmented([Path(file) for file in part.images], [Path(file) for file in part.targets], size) for part in parts)
-    return Pool(train, test, classes=20)
+    folder = Path(root) / ("TrainVal/VOCdevkit/VOC2011" if year == "2011" else f"VOCdevkit/VOC{year}")
+    splits = ("train", "val") if train == "train" else ("val",)
+    lists = [f"ImageSets/Segmentation/{split}.txt" for split in splits]
+    with from_files(f"VOC {year}", folder, dict.fromkeys(lists), download):
+        parts = [VOCSegmentation(root, year=year, image_set=split, download=download and split == splits[0]) for split in splits]
+    pairs = [([Path(file) for file in part.images], [Path(file) for file in part.targets]) for part in parts]
+    first, second = (_segmented(*pair, size, fit) for pair in (pairs if train == "train" else [_augmented(folder), *pairs]))
+    return Pool(first, second, classes=20)
 
 
-def _segmented(images: list[Path], maps: list[Path], size: int) -> Examples:
+def _augmented(folder: Path) -> tuple[list[Path], list[Path]]:
+    """VOC's further training pictures and their maps; a line has a name, or the paths of both."""
+    lists = [folder / "ImageSets" / "Segmentation" / f"{name}.txt" for name in AUGMENTED]
+    there = next((file for file in lists if file.is_file()), None)
+    if there is None:
+        raise DataError(f"there is no {lists[0]}; put that list there, or set voc-segmentation.train = 'train'")
+    names = [Path(line.split()[-1]).stem for line in there.read_text().splitlines() if line.strip()]
+    if not names:
+        raise DataError(f"{there} lists no picture; put the list of the augmented training set there")
+    maps = folder / "SegmentationClassAug"
+    return [folder / "JPEGImages" / f"{name}.jpg" for name in names], [maps / f"{name}.png" for name in names]
+
+
+def _segmented(images: list[Path], maps: list[Path], size: int, fit: Fit) -> Examples:
     """VOC's pictures with their maps."""
-    semseg = read_maps(maps, size).to(torch.uint8)
-    seen = torch.stack([(semseg == 1 + category).flatten(1).any(dim=1) for category in range(20)], dim=1)
-    unlabeled = torch.full((len(images),), -1)
-    return Examples({IMAGE: read_images(images, size), SEMSEG: semseg, LABELS: seen.to(torch.uint8), LABEL: unlabeled})
+    check_pairs(images, maps, "put the unpacked files of VOC there")
+    return with_maps(images, read_ids(maps, size, fit, 21, "get the file anew"), fit, 1, 20)
 
 
 def _cifar(dataset: Any, name: str, root: str, download: bool) -> Pool:

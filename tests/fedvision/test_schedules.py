@@ -84,3 +84,15 @@ def test_the_staircase_of_albef_has_its_rates():
         expected = 1e-5 + min(step // 100, 20) * 9e-5 / 20 if epoch == 0 else 1e-5 + 9e-5 * (1 + math.cos(math.pi * epoch / 30)) / 2
         assert 1e-4 * schedule(step / 120_000) == pytest.approx(expected), step
     assert factor({"name": "staircase-cosine"})(0.0) == 1.0
+
+
+def test_the_steps_by_epochs_are_torchs():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    torchs = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[3, 8, 10], gamma=0.2)
+    schedule = factor({"name": "epoch-steps", "epochs": 12, "drops": [3, 8, 10], "drop": 0.2})
+    for epoch in range(12):
+        for step in range(7):
+            assert 0.01 * schedule((7 * epoch + step) / 84) == pytest.approx(optimizer.param_groups[0]["lr"]), (epoch, step)
+        optimizer.step()
+        torchs.step()
+    assert factor({"name": "epoch-steps"})(19.99 / 25) == 1.0 and factor({"name": "epoch-steps"})(1.0) == pytest.approx(0.1)

@@ -10,7 +10,7 @@ from PIL import Image
 from benchmarks import display, figures
 from fedvision.data.captioned_images import captions
 from fedvision.data.card import card
-from fedvision.data.image_folders import image_folder
+from fedvision.data.image_folders import image_folder, unlabeled_images
 from fedvision.data.paired_folders import paired_folders
 from fedvision.data.partitions import iid
 from fedvision.data.pictures import read_images
@@ -31,12 +31,12 @@ def picture(path, color=(255, 0, 0), size=(20, 16)):
     return path
 
 
-@pytest.mark.parametrize("name", ["image-folder", "captions", "paired-folders"])
+@pytest.mark.parametrize("name", ["image-folder", "unlabeled-images", "captions", "paired-folders"])
 def test_the_sets_are_registered_and_want_only_a_root(name):
     assert resolve(datasets.find(name), {"root": "data"}, "data", frozenset({"rng"}))["test_fraction"] == 0.2
 
 
-@pytest.mark.parametrize("make", [image_folder, captions, paired_folders])
+@pytest.mark.parametrize("make", [image_folder, unlabeled_images, captions, paired_folders])
 def test_a_folder_that_is_missing_is_named(make, tmp_path):
     with pytest.raises(DataError, match=r"there is no folder .*nowhere; set [\w-]+\.root"):
         make(root=str(tmp_path / "nowhere"), rng=rng())
