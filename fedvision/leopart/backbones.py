@@ -7,18 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedvision import checkpoints
-from fedvision.checkpoints import WRAPPERS, Fit, Shape, check_finite
+from fedvision.checkpoints import Fit, Shape, check_finite
 from fedvision.errors import ExperimentError
 from fedvision.leopart.vision import VisionSize, VisionTransformer
+from fedvision.leopart.weights import POSITIONS, TOKEN, opened, without
 
-TOKEN, POSITIONS = "cls_token", "pos_embed"
+NORM = ("norm.weight", "norm.bias")
+"""The last normalization, which MultiMAE's and MAE's transformers do not have."""
 
-PARTS = (TOKEN, POSITIONS, "patch_embed.", "blocks.", "norm.")
+PARTS = (TOKEN, POSITIONS, "patch_embed.", "blocks.", *NORM)
 """What the names of a vision transformer's arrays begin with."""
-
-TEACHER = "teacher."
-"""What stands before them where there is a better one."""
 
 
 def transformer(size: VisionSize, rng: torch.Generator, drop_path: float = 0.0, checkpoint: str | Path | None = None) -> VisionTransformer:
@@ -30,38 +28,35 @@ def transformer(size: VisionSize, rng: torch.Generator, drop_path: float = 0.0, 
         size: of everything; of the side, if there is no file.
         rng: draws the weights.
         drop_path: see ``VisionTransformer``.
-        checkpoint: a file of DINO, of timm, of Leopart, or a run's ``model.safetensors``.
+        checkpoint: a file of DINO, of timm, of MultiMAE, of Leopart, or the ``model.safetensors`` of a run.
 
     Raises:
         ExperimentError: a file that cannot be read, or without a vision transformer of this size; values that are not finite.
     """
     if checkpoint is None:
         return VisionTransformer(size, rng, drop_path)
-    where, state = str(checkpoint), weights_of(checkpoint)
+    where, state = str(checkpoint), weights_of(checkpoint, size.side // size.patch)
     built = VisionTransformer(replace(size, side=_grid(state, where) * size.patch), rng, drop_path)
-    Fit.of(state, built).check(where, _remedy, "as deep")
+    fit = Fit.of(state, built)
+    lost = tuple(name for name in fit.missing if not name.startswith(NORM)) if NORM[0] not in state else fit.missing
+    Fit(lost, fit.unexpected, fit.misshapen).check(where, _remedy, "as deep")
     check_finite(state, where)
-    built.load_state_dict(state)
+    built.load_state_dict(state, strict=False)
     return built
 
 
-def weights_of(path: str | Path) -> dict[str, Tensor]:
+def weights_of(path: str | Path, side: int) -> dict[str, Tensor]:
     """The arrays of a file's vision transformer, by the names of timm's; the network's, where there is a teacher too.
+
+    Args:
+        path: see ``transformer``.
+        side: rows and columns of the positions, where they are not in the file since they never changed.
 
     Raises:
         ExperimentError: a file that cannot be read, or without one.
     """
-    state = checkpoints.read(path, ("teacher", *WRAPPERS))
-    begins = [name.removesuffix(TOKEN) for name in state if name == TOKEN or name.endswith(f".{TOKEN}")]
-    if not begins:
-        found = ", ".join(list(state)[:5])
-        fact = f"{path} holds {found}, ..., no {TOKEN}, which vision transformers have"
-        raise ExperimentError(
-            f"{fact}; give a file of DINO, timm or Leopart (a run whose transformer was frozen has written its head alone)"
-        )
-    begin = min(begins, key=lambda begin: (begin == TEACHER, len(begin)))
-    inside = {name.removeprefix(begin): tensor for name, tensor in state.items() if name.startswith(begin)}
-    return {name: tensor for name, tensor in inside.items() if name.startswith(PARTS)}
+    state, begin, _ = opened(path, side)
+    return {name: tensor for name, tensor in without(begin, state).items() if name.startswith(PARTS)}
 
 
 def _grid(state: dict[str, Tensor], where: str) -> int:

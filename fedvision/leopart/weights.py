@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -64,6 +64,42 @@ class Report:
         return f"{self.where} ({self.layout}): {listed(parts)}"
 
 
+class Opened(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        state: its arrays.
+        begin: what stands before the names of its vision transformer.
+        layout: that it is in.
+    """
+
+    state: State
+    begin: str
+    layout: Layout
+
+
+def opened(path: str | Path, side: int) -> Opened:
+    """A file with a vision transformer.
+
+    Args:
+        path: see ``initialized_from``.
+        side: rows and columns of the positions, where they are not in the file since they never changed.
+
+    Raises:
+        ExperimentError: a file that cannot be read, or without one.
+    """
+    where, state = str(path), checkpoints.read(path, ("teacher", *WRAPPERS))
+    if any(name.startswith(multimae.INPUTS) for name in state):
+        return Opened(multimae.to_timm(state, where, (side, side)).state, "", "MultiMAE")
+    begin = _beginning(state, where)
+    return Opened(state, begin, _layout(begin, without(begin, state)))
+
+
+def without(begin: str, state: Mapping[str, Tensor]) -> State:
+    """The arrays whose names begin so, by the rest of their names."""
+    return {name.removeprefix(begin): tensor for name, tensor in state.items() if name.startswith(begin)}
+
+
 def initialized_from(model: Leopart, path: str | Path) -> Report:
     """Give a network and its teacher the weights of a file.
 
@@ -81,11 +117,8 @@ def initialized_from(model: Leopart, path: str | Path) -> Report:
 
     Differs: the public implementation's own recipe of loading overwrites the network by the teacher, if a file has both.
     """
-    where, state = str(path), checkpoints.read(path, ("teacher", *WRAPPERS))
-    multimodal = any(name.startswith(multimae.INPUTS) for name in state)
-    state = multimae.to_timm(state, where, (_side(model),) * 2).state if multimodal else state
-    begin = _beginning(state, where)
-    inside = {name.removeprefix(begin): tensor for name, tensor in state.items() if name.startswith(begin)}
+    where, (state, begin, layout) = str(path), opened(path, _side(model))
+    inside = without(begin, state)
     given, resized = _fitted(model, inside, where)
     outside = tuple(name for name in state if not name.startswith((begin, TEACHER)))
     fit = Fit.of(given, model.model)
@@ -97,9 +130,7 @@ def initialized_from(model: Leopart, path: str | Path) -> Report:
     found = {_part(name) for name in given} | ({"teacher"} if teacher else set())
     new = tuple(dict.fromkeys(_part(name) for name in fit.missing))
     parts = tuple(part for part in PARTS if part in found)
-    report = Report(
-        where, "MultiMAE" if multimodal else _layout(begin, inside), Fit(fit.missing, (*left_out, *outside), {}), parts, new, resized
-    )
+    report = Report(where, layout, Fit(fit.missing, (*left_out, *outside), {}), parts, new, resized)
     log.info("%s", report)
     return report
 
@@ -142,7 +173,8 @@ def _beginning(state: Mapping[str, Tensor], where: str) -> str:
     if not begins:
         found = ", ".join(list(state)[:5])
         raise ExperimentError(
-            f"{where} holds {found}, ..., no {TOKEN}, which vision transformers have; give a file of DINO, timm or Leopart"
+            f"{where} holds {found}, ..., no {TOKEN}, which vision transformers have; give a file of DINO, timm, MultiMAE or Leopart "
+            "(a run whose transformer was frozen has written its head alone)"
         )
     return min(begins, key=lambda begin: (begin == TEACHER, begin not in ("", NETWORK), len(begin)))
 
@@ -177,7 +209,7 @@ def _fitted(model: Leopart, state: Mapping[str, Tensor], where: str) -> tuple[St
 
 def _teachers(model: Leopart, state: Mapping[str, Tensor], where: str) -> State:
     """The teacher's weights, if the file has all of them."""
-    theirs = {name.removeprefix(TEACHER): tensor for name, tensor in state.items() if name.startswith(TEACHER)}
+    theirs = without(TEACHER, state)
     return _fitted(model, theirs, where)[0] if theirs.keys() >= model.model.state_dict().keys() else {}
 
 

@@ -58,7 +58,7 @@ def test_the_references_names_are_found(golden, tmp_path, kind):
     named = json.loads((golden / f"leopart_{kind}_keys.json").read_text())["keys"]
     arrays = {name: torch.zeros(shape) for name, shape in named.items()}
     save_file(arrays, tmp_path / "file.safetensors")
-    found = weights_of(tmp_path / "file.safetensors")
+    found = weights_of(tmp_path / "file.safetensors", 4)
     depth, width = 1 + max(int(name.split(".")[1]) for name in found if name.startswith("blocks.")), found["cls_token"].shape[-1]
     patch = found["patch_embed.proj.weight"].shape[-1]
     size = VisionSize(side=16 * patch, patch=patch, width=width, depth=depth, heads=2)
@@ -66,6 +66,14 @@ def test_the_references_names_are_found(golden, tmp_path, kind):
     assert found.keys() == built.state_dict().keys()
     if kind == "vits16":
         assert sum(value.numel() for value in found.values()) == 21_665_664
+
+
+def test_multimaes_transformer_has_no_last_normalization(tmp_path):
+    arrays = {name: value for name, value in state().items() if not name.startswith("norm.")}
+    save_file(arrays, tmp_path / "file.safetensors")
+    built = transformer(TINY, rng(), 0.0, tmp_path / "file.safetensors").state_dict()
+    assert all(torch.equal(value, arrays[name]) for name, value in built.items() if name in arrays)
+    assert torch.equal(built["norm.weight"], torch.ones(8)) and not built["norm.bias"].any()
 
 
 def test_positions_are_kept_and_interpolated_for_other_pictures(tmp_path):
@@ -78,7 +86,10 @@ def test_positions_are_kept_and_interpolated_for_other_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda arrays: arrays.pop("cls_token"), r"no cls_token, which vision transformers have; give a file of DINO, timm or Leopart"),
+        (
+            lambda arrays: arrays.pop("cls_token"),
+            r"no cls_token, which vision transformers have; give a file of DINO, timm",
+        ),
         (lambda arrays: arrays.pop("pos_embed"), r"positions of shape \[\], not those of a class token and a square"),
         (lambda arrays: arrays.update(pos_embed=torch.zeros(1, 13, 8)), r"positions of shape \[1, 13, 8\]"),
         (lambda arrays: arrays.pop("blocks.1.norm1.bias"), r"lacks 1 arrays of the network, such as blocks\.1\.norm1\.bias"),
