@@ -271,7 +271,8 @@ def test_what_was_learned_without_classes_can_be_tested_on_maps(tmp_path):
     read = partial(unlabeled_images, root=str(tmp_path), size=24, fit="stretch", rng=rng())
     pool = read()
     assert (len(pool.train), len(pool.test)) == (3, 3)
-    assert "semseg" not in pool.train
+    assert not pool.train.having("semseg").any() and (pool.train.fields["semseg"] == 255).all()
+    assert pool.test.having("semseg").all()
     assert [ids.unique().tolist() for ids in pool.test.fields["semseg"]] == [[0, 255], [1, 255], [2, 255]]
     with pytest.raises(DataError, match=r"2\.png has the id 2, beyond 0\.\.1 and 255; raise unlabeled-images\.semantic_classes"):
         read(semantic_classes=2)
@@ -282,15 +283,18 @@ def test_what_was_learned_without_classes_can_be_tested_on_maps(tmp_path):
         read()
 
 
-def test_silos_learn_from_pictures_without_classes_and_are_tested_on_others(tmp_path):
+def test_silos_learn_from_pictures_without_classes_and_are_judged_by_the_maps_of_others(tmp_path):
     for number in range(4):
         photograph(tmp_path / "train" / f"{number}.jpg", 32, 32, seed=number)
         photograph(tmp_path / "test" / "rgb" / f"{number}.jpg", 32, 32, seed=9 + number)
-        palette_map(tmp_path / "test" / "semseg" / f"{number}.png", np.full((32, 32), number))
+        palette_map(tmp_path / "test" / "semseg" / f"{number}.png", np.repeat([[number, 0]], 16, axis=1).repeat(32, axis=0))
     data = {"name": "unlabeled-images", "root": str(tmp_path), "size": 32}
-    changes = {"data": data, "rounds": 1, "strategy.steps": 1, "partition.clients": 2, "learner.local_size": 16}
-    done = run("leopart-tiny", changes, out=tmp_path / "run", draw=False)
+    judging = {"clusters": [5], "seeds": 1, "restarts": 1, "foreground_clusters": 10, "community_clusters": 6, "size": 32}
+    changes = {"data": data, "rounds": 1, "evaluate_every": 1, "strategy.steps": 1, "partition.clients": 2, "learner.local_size": 16}
+    done = run("leopart-tiny", {**changes, "learner.judging": judging}, out=tmp_path / "run", draw=False)
     assert done.rounds["failures"].sum() == 0 and np.isfinite(done.rounds["test_loss"]).all()
+    judged = [name for name in done.rounds.columns if "miou" in name]
+    assert judged and np.isfinite(done.rounds[judged].iloc[-1]).all()
 
 
 def test_folders_without_pictures_are_named(tmp_path):
