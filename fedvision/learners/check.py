@@ -29,6 +29,7 @@ from fedvision.data.examples import (
     LABEL,
     QUESTION,
     SECOND_IMAGE,
+    SEMSEG,
     STATEMENT,
     TRUTH,
     VERDICT,
@@ -50,7 +51,7 @@ def check_learner(learner: Learner | str, examples: Examples | None = None, spec
 
     Args:
         learner: a learner, or a registered or dotted name, built with its default settings.
-        examples: five or more training examples that the learner can learn from; random color images with labels and texts if not given.
+        examples: five or more training examples that the learner can learn from; random images with labels, maps and texts if not given.
         spec: of the data that the examples come from; read off them if not given.
 
     Raises:
@@ -354,14 +355,15 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
 
 
 def _images() -> Examples:
-    """Six random images [6, 3, 32, 32] of three classes, with a text for all that texts are good for."""
+    """Six random images [6, 3, 32, 32] of three classes, that of every pixel too, with a text for all that texts are good for."""
     first, second = (torch.rand(6, 3, 32, 32, generator=generator(0, "images", which)) for which in ("first", "second"))
     label = torch.tensor([0, 1, 2, 0, 1, 2])
     said = encode_texts([[f"a {color} circle"] for color in ("red", "blue", "green", "white", "pink", "brown")])
     answers = encode_texts([[color] for color in ("red", "blue", "green", "white", "pink", "brown")])[:, None]
     texts = dict.fromkeys((CAPTION, QUESTION, HYPOTHESIS, STATEMENT), said)
     told = {ANSWER: answers, ANSWER_WEIGHT: torch.ones(6, 1, 1), VERDICT: label[:, None], TRUTH: label[:, None] % 2}
-    return Examples({IMAGE: first, LABEL: label, SECOND_IMAGE: second, **texts, **told})
+    maps = label[:, None, None].expand(-1, 32, 32).to(torch.uint8).contiguous()
+    return Examples({IMAGE: first, LABEL: label, SEMSEG: maps, SECOND_IMAGE: second, **texts, **told})
 
 
 @contextmanager
