@@ -24,12 +24,14 @@ class Spec:
     Attributes:
         image_shape: shape of one input, e.g. (2, 14, 14).
         classes: number of classes; 2 for binary tasks.
-        fields: names of what the examples have; empty where that is not known.
+        fields: names of what training examples have; empty where that is not known.
+        test_fields: names of what those of the test set have; empty where that is not known.
     """
 
     image_shape: tuple[int, ...]
     classes: int
     fields: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    test_fields: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class FederatedData:
     def spec(self) -> Spec:
         """The shapes a model is built for."""
         held = self.train.examples
-        return Spec(tuple(held.image.shape[1:]), self.classes, tuple(held.fields))
+        return Spec(tuple(held.image.shape[1:]), self.classes, tuple(held.fields), tuple(self.test.fields))
 
     @cached_property
     def digest(self) -> str:

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from fedvision.data.digits import stratified
-from fedvision.data.examples import IGNORED, IMAGE, LABEL, SEMSEG, Examples, has
+from fedvision.data.examples import IGNORED, IMAGE, LABEL, SEMSEG, Examples
 from fedvision.data.paired_folders import pairs_below
 from fedvision.data.pictures import ENDINGS, Fit, existing, pictures_below, read_images
 from fedvision.data.pool import Pool
@@ -66,8 +65,7 @@ def unlabeled_images(
 
     Either ``root/train/...`` and ``root/test/...``, or all anywhere in ``root``, of which a random share is the test set. Where there is
     ``root/test/semseg``, the test set's pictures are in ``root/test/rgb``, and their maps, of the same names, in there. Fields: ``image``;
-    ``label``, which is -1; if the test set has maps, ``semseg`` uint8 [n, size, size] of 0 to ``semantic_classes`` - 1, and 255, which no
-    picture to train on has, as ``has_semseg`` says.
+    ``label``, which is -1; of the test set, if it has maps, ``semseg`` uint8 [n, size, size] of 0 to ``semantic_classes`` - 1, and 255.
 
     Args:
         root: the folder.
@@ -96,14 +94,8 @@ def unlabeled_images(
         return Pool(_unlabeled(train, size, fit), _unlabeled(_some(folder / "test"), size, fit), classes=0)
     pairs = pairs_below(folder / "test", (SEMSEG,))
     ids = read_ids([pair[SEMSEG] for pair in pairs], size, fit, semantic_classes, "raise unlabeled-images.semantic_classes")
-    unknown, tested = torch.full((len(train), size, size), IGNORED, dtype=torch.uint8), [pair["rgb"] for pair in pairs]
-    first, second = _mapped(_unlabeled(train, size, fit), unknown, False), _mapped(_unlabeled(tested, size, fit), ids, True)
-    return Pool(first, second, classes=0)
-
-
-def _mapped(examples: Examples, ids: Tensor, known: bool) -> Examples:
-    """Examples with their maps, and whether these say anything."""
-    return Examples({**examples.fields, SEMSEG: ids, has(SEMSEG): torch.full((len(ids),), known)})
+    test_set = _unlabeled([pair["rgb"] for pair in pairs], size, fit)
+    return Pool(_unlabeled(train, size, fit), Examples({**test_set.fields, SEMSEG: ids}), classes=0)
 
 
 def _some(folder: Path) -> list[Path]:

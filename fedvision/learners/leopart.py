@@ -216,7 +216,7 @@ class LeopartLearner(Learner):
         """
         if len(spec.image_shape) != 3:
             raise ExperimentError(f"learner leopart needs pictures, the inputs have shape {spec.image_shape}; choose other data")
-        if self.judging is not None and spec.fields and SEMSEG not in spec.fields:
+        if self.judging is not None and spec.test_fields and SEMSEG not in spec.test_fields:
             raise ExperimentError(
                 f"learner.judging needs the field {SEMSEG}, which the data lack; add it to data.fields, or leave judging out"
             )
@@ -423,14 +423,13 @@ class LeopartLearner(Learner):
         """What is found without labels, see ``fedvision.leopart.judging.judged``; nothing without ``judging``."""
         if self.judging is None:
             return {}
-        settings = judging_of(self.judging)
-        return judged(*self._looks(model, examples), examples.fields[SEMSEG], self.semantic_classes, settings)
+        return judged(*self._looks(model, examples), examples.fields[SEMSEG], self.semantic_classes, judging_of(self.judging))
 
     def _looks(self, model: nn.Module, examples: Examples) -> tuple[Float[Tensor, "n rows columns width"], Bool[Tensor, "n rows columns"]]:
         """Tokens of the patches, and where attention looks."""
-        parts = [batch.decoded().image for batch in examples.batches(BATCH)]
-        masks = [foreground(self.attention(model, images), self.mass) for images in parts]
-        return torch.cat([self.tokens(model, images) for images in parts]), torch.cat(masks)
+        parts = [self._observed(model, batch.decoded().image) for batch in examples.batches(BATCH)]
+        tokens, attention = (torch.cat(each) for each in zip(*parts, strict=True))
+        return tokens, foreground(attention, self.mass)
 
     def pictures(self, model: nn.Module, examples: Examples) -> Mapping[str, Gallery]:
         """Classes, foreground and neighboring parts that are found in some pictures; nothing without ``judging``."""
@@ -447,17 +446,20 @@ class LeopartLearner(Learner):
             model: from ``build``.
             images: in [0, 1].
         """
-        network = _network(model)
-        seen = self.looked_at(images)
-        found = torch.cat([network.tokens(part)[:, 1:] for part in seen.split(BATCH)])
-        return found.unflatten(1, network.grid(seen))  # type: ignore[no-any-return]
+        return self._observed(model, images)[0]
 
     def attention(self, model: nn.Module, images: Tensor) -> Float[Tensor, "n heads rows columns"]:
         """Where the network's class token looks in the last block; see ``tokens``."""
-        network = _network(model)
-        seen = self.looked_at(images)
-        found = torch.cat([network.observed(part).attention for part in seen.split(BATCH)])
-        return found.unflatten(2, network.grid(seen))  # type: ignore[no-any-return]
+        return self._observed(model, images)[1]
+
+    def _observed(
+        self, model: nn.Module, images: Tensor
+    ) -> tuple[Float[Tensor, "n rows columns width"], Float[Tensor, "n heads rows columns"]]:
+        """Both, of one look."""
+        network, seen = _network(model), self.looked_at(images)
+        tokens, attention = (torch.cat(each) for each in zip(*map(network.observed, seen.split(BATCH)), strict=True))
+        grid = network.grid(seen)
+        return tokens[:, 1:].unflatten(1, grid), attention.unflatten(2, grid)
 
     def looked_at(self, images: Tensor) -> Float[Tensor, "n c height width"]:
         """Pictures in [0, 1], resized to ``resolution`` and normalized."""

@@ -1,8 +1,6 @@
 """The vision transformer of DINO, which Leopart begins with: timm's blocks, for pictures of any size, and where its class token looks."""
 
-import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,35 +8,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedvision import transformers
 from fedvision.errors import ExperimentError
-from fedvision.seeds import global_generators
 
 
 @dataclass(frozen=True)
-class VisionSize:
-    """The size of a vision transformer.
+class VisionSize(transformers.VisionSize):
+    """The size of a vision transformer; the defaults are those of DINO's small one."""
 
-    Attributes:
-        side: pixels of the square pictures whose patches have a position each, a multiple of ``patch``.
-        patch: pixels a side.
-        channels: of the pictures.
-        width: of a token's vector, a multiple of ``heads``.
-        depth: number of blocks.
-        heads: of their attention.
-    """
-
-    side: int = 224
-    patch: int = 16
-    channels: int = 3
     width: int = 384
-    depth: int = 12
     heads: int = 6
-
-    def __post_init__(self) -> None:
-        if self.side % self.patch:
-            raise ExperimentError(f"learner.patch = {self.patch} does not divide crops of {self.side} pixels; choose one that does")
-        if self.width % self.heads:
-            raise ExperimentError(f"a vision transformer of width {self.width} cannot have {self.heads} heads; choose a divisor")
 
 
 class Observed(NamedTuple):
@@ -74,23 +53,9 @@ class VisionTransformer(nn.Module):
     norm: Any
 
     def __init__(self, size: VisionSize, rng: torch.Generator, drop_path: float = 0.0) -> None:
-        from timm.models import vision_transformer
-
         super().__init__()
-        with global_generators(rng):
-            built = vision_transformer.VisionTransformer(
-                img_size=size.side,
-                patch_size=size.patch,
-                in_chans=size.channels,
-                num_classes=0,
-                global_pool="",
-                embed_dim=size.width,
-                depth=size.depth,
-                num_heads=size.heads,
-                norm_layer=partial(nn.LayerNorm, eps=1e-6),
-                drop_path_rate=drop_path,
-            )
-        self.cls_token, self.pos_embed = built.cls_token, built.pos_embed  # type: ignore[assignment]
+        built = transformers.vision_transformer(size, rng, drop_path)
+        self.cls_token, self.pos_embed = built.cls_token, built.pos_embed
         self.patch_embed, self.blocks, self.norm = built.patch_embed, built.blocks, built.norm
         for positions in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(positions, std=0.02, generator=rng)
@@ -162,9 +127,7 @@ def scaled_positions(positions: Float[Tensor, "1 tokens width"], rows: int, colu
     Source: DINO, arXiv 2104.14294, whose implementation scales by (rows + 0.1) / side, and samples where this factor says, not
         where the sides of the grids would; networks that were trained so need it so.
     """
-    side = math.isqrt(positions.shape[1] - 1)
-    if side**2 != positions.shape[1] - 1:
-        raise ExperimentError(f"{positions.shape[1]} positions are not those of a class token and a square of patches; give such ones")
+    side = transformers.positions_side(positions)
     if rows == columns == side:
         return positions
     square = positions[:, 1:].mT.unflatten(2, (side, side))

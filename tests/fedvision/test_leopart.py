@@ -259,7 +259,7 @@ def test_pictures_show_classes_and_foreground_of_some_of_the_pictures_that_are_c
 
 def test_what_is_judged_needs_maps():
     with pytest.raises(ExperimentError, match=r"judging needs the field semseg, which the data lack; add it to data.fields"):
-        built(learner(judging=FEW), Spec((3, 32, 32), 2, fields=(IMAGE, LABEL)))
+        built(learner(judging=FEW), Spec((3, 32, 32), 2, test_fields=(IMAGE, LABEL)))
     with pytest.raises(ExperimentError, match=r"learner.judging.clusers: .*did you mean 'clusters'"):
         judging_of({"clusers": [4]})
 
