@@ -59,6 +59,10 @@ def _check_examples(privacy: Privacy, rounds: int, data: FederatedData, learner:
     if composes_its_batches(learner) or follows_its_steps(learner):
         fact = f"learner {name} composes its own batches, or does more with them before or after a step"
         raise ExperimentError(f"privacy.unit = 'example': {fact}, as a teacher does; choose e.g. classifier, or unit = 'client'")
+    if not hasattr(strategy, "local_steps"):
+        raise ExperimentError(
+            f"privacy.unit = 'example' needs local steps, which strategy {type(strategy).__name__} has not; choose e.g. fedavg"
+        )
     if not strategy.shuffle:
         raise ExperimentError("strategy.shuffle = false: [privacy] samples the examples of each step at random; leave it out")
     sizes = [size for size in data.train.sizes if size]
