@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import run
+from benchmarks.display import numbers
 from fedvision.assembly import Assembly
 from fedvision.data import FederatedData
 from fedvision.errors import EngineError, ExperimentError
@@ -123,6 +124,13 @@ def test_client_level_rounds_go_on_when_nobody_is_drawn(here, name):
     counts = [row["clients"] for row in rows(done)[1:]]
     assert 0 in counts and max(counts) > 0
     assert rows(done)[-1]["epsilon"] == pytest.approx(Ledger(((1.0, 0.2, 8),)).epsilon(0.01, "rdp"))
+
+
+def test_the_progress_and_a_bench_see_epsilon(here):
+    seen = []
+    done = trained(here, privacy=EXAMPLE, on_round=lambda row: seen.append(numbers(row)))
+    assert seen[-1].endswith(f"epsilon {done.rounds['epsilon'].iloc[-1]:.2f}  3 clients")
+    assert done.rounds["epsilon"].is_monotonic_increasing and "epsilon" in done.rounds
 
 
 def test_noise_of_the_operating_system_cannot_be_repeated(here):
