@@ -95,6 +95,8 @@ def _progress(console: Console, title: str, total: int) -> Iterator[Callable[[in
 def numbers(row: Row) -> str:
     """The losses, the accuracy and the clients of a round, in one short line."""
     parts = [f"{label} {row[name]:.4f}" for name, label in SHOWN.items() if isinstance(row.get(name), float)]
+    if row.get("epsilon") is not None:
+        parts.append(f"epsilon {row['epsilon']:.2f}")
     if row["clients"] or row["failures"]:
         parts.append(f"{row['clients']} clients" + (f", [red]{row['failures']} failed[/]" if row["failures"] else ""))
     absent = [f"{row[kind]} {word}" for kind, word in (("dropped", "dropped out"), ("late", "late")) if row.get(kind)]
@@ -107,7 +109,7 @@ def print_summary(console: Console, done: Run) -> None:
     """The first, best and last round of a run, and where its files are."""
     rounds = done.rounds
     table = Table(title=done.experiment.name, title_justify="left", title_style="bold")
-    measured = [name for name in dict.fromkeys((*SHOWN, *rounds.columns)) if name in SHOWN or name.startswith("test_")]
+    measured = [name for name in dict.fromkeys((*SHOWN, *rounds.columns)) if name in (*SHOWN, "epsilon") or name.startswith("test_")]
     measured = [name for name in measured if name in rounds and rounds[name].notna().any()]
     picks = {"first": 0, "last": len(rounds) - 1}
     if rounds["test_loss"].notna().any():

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,8 @@ from fedvision.data import Examples
 from fedvision.evaluation import evaluate_by_environment, measured
 from fedvision.grids.roster import present
 from fedvision.metrics import prefixed
+from fedvision.privacy import EPSILON
+from fedvision.private_silo import PrivateSilo
 from fedvision.seeds import generator, global_generators
 from fedvision.silo import Silo
 from strategies.strategy import Silo as AnySilo
@@ -88,7 +91,7 @@ def _work(message: Message, context: Context, purpose: str, half: Callable[[Asse
     config = config_of(message.content)
     rng = _generator(assembly, purpose, config, client)
     with global_generators(rng):
-        silo = Silo(
+        silo = _silo(assembly)(
             assembly.learner,
             assembly.model,
             unpack(array_records(message.content)["arrays"]),
@@ -101,7 +104,19 @@ def _work(message: Message, context: Context, purpose: str, half: Callable[[Asse
         )
         update = half(assembly)(silo, message.content)
     silo.keep()
-    return reply(message, _with_parts(update, silo.loss_parts()), len(silo.train), silo.work)
+    if assembly.experiment.privacy is None:
+        update = _with_parts(update, silo.loss_parts())
+    else:  # no number that nothing protects
+        update = replace(update, metrics={EPSILON: silo.epsilon} if isinstance(silo, PrivateSilo) else {})
+    return reply(message, update, len(silo.train), silo.work)
+
+
+def _silo(assembly: Assembly) -> Callable[..., Silo]:
+    """What a client works in."""
+    privacy = assembly.experiment.privacy
+    if privacy is None or privacy.unit == "client":
+        return Silo
+    return partial(PrivateSilo, privacy=privacy, rounds=assembly.experiment.rounds)
 
 
 def _generator(assembly: Assembly, purpose: str, config: Mapping[str, Any], client: int) -> torch.Generator:

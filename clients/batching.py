@@ -45,6 +45,8 @@ def require_batchable(assembly: Assembly) -> None:
     Raises:
         EngineError: the reason, and the remedy.
     """
+    if assembly.experiment.privacy is not None:
+        raise EngineError(f"{_asked(assembly)}: with [privacy] each client draws batches and noise of its own; {ONE_BY_ONE}")
     reason = obstacle(assembly.strategy)
     if reason is not None:
         strategy = assembly.experiment.strategy.name

@@ -15,6 +15,7 @@ from fedvision.errors import ExperimentError, RunError
 from fedvision.experiment import Experiment, parse_overrides
 from fedvision.holdings import Holdings
 from fedvision.learners.learner import Learner, composes_its_batches, is_mean_over_examples
+from fedvision.protection import check_model, check_protected
 from fedvision.seeds import generator
 
 
@@ -52,11 +53,21 @@ class Assembly:
         strategy, learner = experiment.build_strategy(), experiment.build_learner()
         data = experiment.load_data() if data is None else data
         _check_fit(experiment, data, learner, strategy)
-        model = laid_out(learner.build(data.spec, generator(experiment.seed, "model")).to(device))
+        privacy = experiment.privacy
+        if privacy is not None:
+            check_protected(privacy, experiment.rounds, data, learner, strategy)
+        model = learner.build(data.spec, generator(experiment.seed, "model")).to(device)
+        if privacy is None or privacy.unit == "client":
+            model = laid_out(model)  # opacus takes rows of pixels for channels then (1.6)
         holdings = Holdings.of(learner, model)
         if holdings.keeps_trained(model) and not hasattr(strategy, "client_optimizer"):
             kept = f"parameters such as {holdings.keeps_trained(model)[0]!r} stay with the clients, who take no steps with"
             raise ExperimentError(f"{kept} strategy {experiment.strategy.name}; choose one with local steps, as fedavg")
+        if privacy is not None:
+            check_model(privacy, data, learner, model)
+            if privacy.unit == "client":
+                trained = {name for name, param in model.named_parameters() if param.requires_grad and name in holdings.shared}
+                strategy.protect(privacy, experiment.rounds, trained)
         return cls(experiment, data.to(device), learner, strategy, model, holdings, device)
 
     @property
@@ -84,7 +95,12 @@ class Assembly:
         """Whether clients keep anything from one round to the next."""
         optimizer = getattr(self.strategy, "client_optimizer", {})
         strategy = getattr(self.strategy, "client_memory", False) or optimizer.get("keep", False)
-        return bool(strategy or self.holdings.private)
+        return bool(strategy or self.holdings.private or self._accounting)
+
+    @property
+    def _accounting(self) -> bool:
+        """Whether clients keep an account of what they have spent."""
+        return self.experiment.privacy is not None and self.experiment.privacy.unit == "example"
 
 
 def _check_fit(experiment: Experiment, data: FederatedData, learner: Learner, strategy: Any) -> None:

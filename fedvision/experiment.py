@@ -32,6 +32,7 @@ from fedvision.data.modalities import Modalities
 from fedvision.data.pool import DEALT, Pool, deal
 from fedvision.errors import DataError, ExperimentError
 from fedvision.learners.learner import Learner
+from fedvision.privacy import Privacy
 from fedvision.settings import Count, Fraction, Natural
 
 NOT_IN_FINGERPRINT = ("engine", "checkpoint_every", "tensorboard")
@@ -75,6 +76,7 @@ VALUES: Mapping[str, tuple[type, str]] = {
     "behavior": (Behavior, "dropout = 0.1"),
     "labels": (Labels, "count = 40"),
     "modalities": (Modalities, 'silos = [["image"], ["image", "depth"]]'),
+    "privacy": (Privacy, "target_epsilon = 3.0"),
 }
 """Tables that are values of their own: their class, and an example of a setting."""
 
@@ -101,6 +103,7 @@ class Experiment:
         behavior: how slow and unreliable clients are, simulated; if not given, all answer at once.
         labels: which training labels learners may see, for semi-supervised learning; all if not given.
         modalities: which fields each client's examples have; all if not given.
+        privacy: what of the training examples, or of the clients, must not show, and how strongly; nothing if not given.
         participants: numbers of the clients that take part; all if not given. ``[0]``: a silo that learns alone.
     """
 
@@ -120,6 +123,7 @@ class Experiment:
     behavior: Behavior | None = None
     labels: Labels | None = None
     modalities: Modalities | None = None
+    privacy: Privacy | None = None
     participants: tuple[Natural, ...] | None = None
 
     @classmethod

@@ -10,11 +10,12 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedvision.arrays import Named, pack, unpack
+from fedvision.arrays import Named, config_of, pack, unpack
 from fedvision.assembly import Assembly
 from fedvision.errors import RunError, TooFewAnswersError
 from fedvision.evaluation import evaluate
 from fedvision.metrics import prefixed, spread
+from fedvision.privacy import EPSILON, RECORD, Ledger
 from fedvision.seeds import generator, global_generators
 from fedvision.silo import Silo
 from server.checkpoint import Checkpoint, save_tensors
@@ -118,6 +119,7 @@ class Session:
             "round": number,
             **trained,
             **learned,
+            **self._spent(trained),
             **(self._evaluation(number, arrays, grid, "validation") if due else {}),
             "clients": strategy.answered,
             "failures": len(strategy.failures),
@@ -164,18 +166,36 @@ class Session:
         silo.keep()
         return pack({**unpack(arrays), **update.records["arrays"]}), {"server_loss": float(update.metrics["train_loss"])}
 
+    def _spent(self, trained: Mapping[str, float]) -> Row:
+        """What the run has spent of its clients' privacy: by the client that has spent most, or by all rounds so far."""
+        privacy, strategy = self.assembly.experiment.privacy, self.assembly.strategy
+        if privacy is None:
+            return {}
+        if privacy.unit == "client":
+            ledger = Ledger.of(self.own).spent(strategy.guard.noise_multiplier, strategy.guard.rate, 1)
+            self.own[RECORD] = ledger.record()
+            return {EPSILON: ledger.epsilon(privacy.delta, privacy.accountant), "delta": privacy.delta}
+        before = float(config_of(self.own, RECORD)[EPSILON]) if RECORD in self.own else 0.0
+        spent = max(before, trained.get(EPSILON, 0.0))
+        self.own[RECORD] = ConfigRecord({EPSILON: spent})
+        return {EPSILON: spent, "delta": privacy.delta}
+
     def _initial_row(self, arrays: ArrayRecord, grid: Grid) -> Row:
         """Round 0: the initial model, on the training examples too of the clients that evaluate."""
         began, strategy = time.perf_counter(), self.assembly.strategy
         row = {"round": 0, **self._evaluation(0, arrays, grid, "train validation")}
         failed = [str(failure) for failure in strategy.failures]
         counts = {"clients": 0, "failures": len(failed), "failed": failed, "bytes_up": 0, "bytes_down": 0}
-        return row | counts | {"seconds": time.perf_counter() - began}
+        privacy = self.assembly.experiment.privacy
+        spent = {} if privacy is None else {EPSILON: 0.0, "delta": privacy.delta}
+        return row | spent | counts | {"seconds": time.perf_counter() - began}
 
     def _evaluation(self, number: int, arrays: ArrayRecord, grid: Grid, parts: str) -> dict[str, float]:
         assembly, strategy = self.assembly, self.assembly.strategy
         metrics: dict[str, float] = {}
-        if "train" in parts or assembly.data.validation is not None:
+        if assembly.experiment.privacy is not None:
+            parts = "validation" if assembly.experiment.privacy.validation_in_the_clear else ""
+        if "train" in parts or ("validation" in parts and assembly.data.validation is not None):
             config = ConfigRecord({"parts": parts})
             replies = grid.send_and_receive(strategy.configure_evaluate(number, arrays, config, grid))
             metrics |= _numbers(strategy.aggregate_evaluate(number, replies))

@@ -15,7 +15,7 @@ from fedvision.registry import strategies
 from fedvision.settings import Count
 from fedvision.silo import step_count
 from strategies.means import ArithmeticMean
-from strategies.strategy import Fold, Records, Silo, Strategy, Update, batchable
+from strategies.strategy import Fold, Records, Silo, Strategy, Update, batchable, protects
 
 
 def sgd() -> dict[str, Any]:
@@ -94,6 +94,7 @@ class FedAvg(AveragingStrategy):
     partial = True
 
     @batchable
+    @protects("example", "client")
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The locally trained model."""
         return self.trained(silo)

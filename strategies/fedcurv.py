@@ -14,7 +14,7 @@ from fedvision.settings import Count, NonNegative
 from strategies.fedavg import LocalStrategy
 from strategies.means import ArithmeticMean, Sum
 from strategies.per_example import moments
-from strategies.strategy import Equally, Fold, Records, Silo, Update, one_by_one
+from strategies.strategy import Equally, Fold, Records, Silo, Update, one_by_one, protects
 
 
 def penalty(params: Named, u: Named, v: Named) -> Tensor:
@@ -74,6 +74,7 @@ class FedCurv(LocalStrategy):
         return RecordDict({**content, **{name: pack(sums) for name, sums in self._sums.items()}})
 
     @one_by_one("each client keeps its Fisher information between rounds")
+    @protects(otherwise="its clients send their Fisher information, which nothing clips or noises")
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The locally trained model, its Fisher information, and their product."""
         elastic = self._elastic(silo, content)

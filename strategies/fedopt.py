@@ -14,7 +14,7 @@ from fedvision.registry import strategies
 from fedvision.settings import Fraction, Positive
 from strategies.fedavg import LocalStrategy
 from strategies.means import ArithmeticMean
-from strategies.strategy import Fold, Records, Silo, Update, batchable
+from strategies.strategy import Fold, Records, Silo, Update, batchable, protects
 
 
 @dataclass(kw_only=True)
@@ -42,6 +42,7 @@ class ServerOptimizedStrategy(LocalStrategy):
         """The step for one parameter, its moments brought up to date."""
 
     @batchable
+    @protects("example", "client")
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The locally trained model, parameters and buffers apart."""
         loss = self.descended(silo)

@@ -10,7 +10,7 @@ from fedvision.arrays import Named
 from fedvision.registry import strategies
 from fedvision.settings import NonNegative
 from strategies.fedavg import AveragingStrategy
-from strategies.strategy import Silo, Update, batchable
+from strategies.strategy import Silo, Update, batchable, protects
 
 
 def proximal(params: Named, anchor: Named, mu: float) -> Tensor:
@@ -33,6 +33,7 @@ class FedProx(AveragingStrategy):
     mu: NonNegative = 0.01
 
     @batchable
+    @protects("example", "client")
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The locally trained model."""
         params = silo.params

@@ -7,7 +7,7 @@ from flwr.app import RecordDict
 from fedvision.registry import strategies
 from strategies.gradient import GradientStrategy
 from strategies.means import ArithmeticMean
-from strategies.strategy import Fold, Silo, Update, batchable
+from strategies.strategy import Fold, Silo, Update, batchable, protects
 
 
 @strategies("fedsgd")
@@ -22,6 +22,7 @@ class FedSGD(GradientStrategy):
     partial = True
 
     @batchable
+    @protects(otherwise="its clients send gradients of all of their examples, which nothing clips or noises")
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The gradient of the mean loss over all of the client's examples."""
         loss, gradient = silo.gradient(silo.batches(self.chunk_size, shuffle=False))

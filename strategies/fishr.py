@@ -29,7 +29,7 @@ from fedvision.settings import Count, Fraction, Natural, NonNegative
 from strategies.gradient import GradientStrategy
 from strategies.means import Accumulator, ArithmeticMean, WeightedGeometricMean
 from strategies.per_example import Moments, moments
-from strategies.strategy import Fold, Records, Silo, Update, one_by_one
+from strategies.strategy import Fold, Records, Silo, Update, one_by_one, protects
 
 
 def constant_sum(parts: Iterable[Moments]) -> Moments:
@@ -115,6 +115,7 @@ class FishrStrategy(GradientStrategy):
         return Update({"variance": self._variance(silo)})
 
     @one_by_one("its penalty looks into the model, at the gradient of every example")
+    @protects(otherwise="its clients send variances of gradients, which nothing clips or noises")
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """Phase 2: the silo's gradient, with its share of the penalty's; its C too, if ``stale``.
 

@@ -15,7 +15,7 @@ from fedvision.errors import AggregationError, ExperimentError
 from fedvision.seeds import python_generator
 from fedvision.settings import parameters
 from strategies.fedavg import FedAvg
-from strategies.strategy import Fold, Inspection, Records, Silo, Strategy, Update, batchable
+from strategies.strategy import Fold, Inspection, Records, Silo, Strategy, Update, batchable, protects
 
 CLIENT_SETTINGS = ("epochs", "steps", "batch_size", "shuffle", "client_optimizer")
 """FedAvg's settings that a foreign strategy's table may carry for the clients."""
@@ -67,6 +67,7 @@ class Foreign(Strategy):
         self._strategy, self._clients = strategy, clients
 
     @batchable
+    @protects(otherwise="what it does with the answers is another project's")
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The locally trained model, all of it: Flower's strategies take means of whole models."""
         return replace(self._clients.client_update(silo, content), untrained=frozenset())

@@ -8,7 +8,7 @@ from fedvision.registry import strategies
 from fedvision.settings import Fraction
 from strategies.gradient import GradientStrategy
 from strategies.means import WeightedGeometricMean
-from strategies.strategy import Fold, Silo, Update, batchable
+from strategies.strategy import Fold, Silo, Update, batchable, protects
 
 
 @strategies("geometric")
@@ -27,6 +27,7 @@ class Geometric(GradientStrategy):
     agreement_threshold: Fraction = 0.0
 
     @batchable
+    @protects(otherwise="its clients send gradients of all of their examples, which nothing clips or noises")
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The gradient of the mean loss over all of the client's examples."""
         loss, gradient = silo.gradient(silo.batches(self.chunk_size, shuffle=False))

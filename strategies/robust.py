@@ -20,7 +20,7 @@ from fedvision.errors import AggregationError
 from fedvision.registry import strategies
 from fedvision.settings import Count, Natural
 from strategies.fedavg import LocalStrategy
-from strategies.strategy import Fold, Records, Silo, Update, batchable
+from strategies.strategy import Fold, Records, Silo, Update, batchable, protects
 
 BLOCK = 1 << 16
 """Coordinates that are sorted at a time."""
@@ -111,6 +111,7 @@ class RobustStrategy(LocalStrategy):
         """The rule."""
 
     @batchable
+    @protects("example", otherwise="its rule is no mean: one client may move it by more than its clipped change")
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The locally trained model."""
         return self.trained(silo)

@@ -14,7 +14,7 @@ from fedvision.registry import strategies
 from fedvision.settings import Positive
 from strategies.fedavg import LocalStrategy
 from strategies.means import ArithmeticMean
-from strategies.strategy import Fold, Records, Silo, Update, one_by_one
+from strategies.strategy import Fold, Records, Silo, Update, one_by_one, protects
 
 
 @strategies("scaffold")
@@ -48,6 +48,7 @@ class Scaffold(LocalStrategy):
         return RecordDict({**content, "control": pack(self._control)}) if self._control else content
 
     @one_by_one("each client keeps a control variate of its own between rounds")
+    @protects("example", otherwise="the changes of its control variates are a second thing that a client sends, and are not clipped")
     def client_update(self, silo: Silo, content: RecordDict) -> Update:
         """The locally trained model, and the change of c_i."""
         start = {name: param.detach().clone() for name, param in silo.params.items()}

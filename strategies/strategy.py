@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from fedvision.arrays import Named, array_records, config_of, metrics_of, pack, unpack
 from fedvision.data import Examples
-from fedvision.errors import AggregationError, EngineError, TooFewAnswersError
+from fedvision.errors import AggregationError, EngineError, ExperimentError, TooFewAnswersError
 from fedvision.learners.learner import Learner
+from fedvision.privacy import EPSILON, Privacy
 from fedvision.seeds import numpy_generator
 from fedvision.settings import Count, PositiveFraction
 from strategies.means import ArithmeticMean, Layout
+from strategies.private import Guard
 
 log = logging.getLogger("fedvision")
 
@@ -98,6 +100,20 @@ def one_by_one(reason: str) -> Callable[[Half], Half]:
 
     def declare(half: Half) -> Half:
         half.obstacle = reason  # type: ignore[attr-defined]
+        return half
+
+    return declare
+
+
+def protects(*units: str, otherwise: str = "") -> Callable[[Half], Half]:
+    """Declare for which units ``[privacy]`` covers all that a ``client_update`` sends, and why not for the others.
+
+    For ``"example"`` all of it must follow from ``silo.descend`` and from what the client was sent. For ``"client"`` the server must take
+    means of clients' parameters, and nothing else of theirs. A class that overrides the method declares it anew.
+    """
+
+    def declare(half: Half) -> Half:
+        half.protects, half.unprotected = frozenset(units), otherwise  # type: ignore[attr-defined]
         return half
 
     return declare
@@ -203,6 +219,7 @@ class Strategy(FlowerStrategy):
         cohort: those who took part.
         failures: those that failed or were refused.
         answered: how many answers were accepted.
+        guard: what stands before the clients' answers under client-level privacy; see ``protect``.
         client_memory: whether the client half keeps anything in ``silo.state`` from one round to the next.
         per_example: whether it needs the gradient of each example, of a loss that is a mean over them.
         partial: whether answers leave out the arrays that no gradient reached, as the decoder of what a silo has no data of. Each array
@@ -222,6 +239,7 @@ class Strategy(FlowerStrategy):
     cohort: list[int] = field(default_factory=list, init=False)
     failures: list[Failure] = field(default_factory=list, init=False)
     answered: int = field(default=0, init=False)
+    guard: Guard | None = field(default=None, init=False)
 
     # ---- what an algorithm says --------------------------------------------------------------------------------
 
@@ -261,6 +279,23 @@ class Strategy(FlowerStrategy):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a ``state``."""
 
+    def protect(self, privacy: Privacy, rounds: int, trained: AbstractSet[str]) -> None:
+        """Take only clipped and noised means of the clients' parameters from now on, and draw cohorts as the accountant assumes.
+
+        Args:
+            privacy: what is asked for.
+            rounds: planned.
+            trained: the names of the parameters that clients train and send.
+
+        Raises:
+            ExperimentError: no noise meets the target, or the server takes no means.
+        """
+        odd = [name for name, fold in self.accumulators().items() if type(fold) is not ArithmeticMean]
+        if odd:
+            fact = f"{type(self).__name__} makes something else than a mean of the clients' {odd[0]!r}, which one client may move far"
+            raise ExperimentError(f"privacy.unit = 'client': {fact}; choose e.g. fedavg")
+        self.guard = Guard(privacy, privacy.noise(self.fraction, max(rounds, 1)), self.fraction, frozenset(trained), self.seed)
+
     # ---- Flower's side; final ----------------------------------------------------------------------------------
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -288,6 +323,9 @@ class Strategy(FlowerStrategy):
         self.answered = means.count
         self._require(means.count, server_round)
         aggregates = {name: accumulator.result() for name, accumulator in accumulators.items() if accumulator.count}
+        if self.guard is not None:
+            sums = {name: aggregates.get(name, {}) for name in accumulators if name != "buffers"}
+            aggregates = dict(self.guard.released(sums, self._arrays, means.count, self.population, server_round))
         following = {**self._arrays, **aggregates.pop("buffers", {})}
         following.update(self.server_update(self._arrays, aggregates))
         return pack(following), MetricRecord({**means.result()})
@@ -319,6 +357,8 @@ class Strategy(FlowerStrategy):
         if len(nodes) < self.min_clients:
             few = f"{len(nodes)} clients are connected, strategy.min_clients = {self.min_clients}"
             raise AggregationError(f"{few}; lower it or add clients")
+        if self.guard is not None and purpose == "cohort":
+            return self.guard.cohort(nodes, server_round)
         size = min(max(round(fraction * len(nodes)), self.min_clients, 1), len(nodes))
         if size == len(nodes):
             return nodes
@@ -335,8 +375,11 @@ class Strategy(FlowerStrategy):
 
     def _fold(self, content: RecordDict, accumulators: Mapping[str, Fold], means: "WeightedMeans") -> None:
         weight = self._weight(content)
-        for name, record in array_records(content).items():
-            accumulators[name].add(unpack(record), weight)
+        records: Records = {name: unpack(record) for name, record in array_records(content).items()}
+        if self.guard is not None:
+            records = self.guard.clipped(records, self._arrays)
+        for name, arrays in records.items():
+            accumulators[name].add(arrays, weight)
         means.add(metrics_of(content), weight)
 
     def _contents(self, replies: Iterable[Message], fault: Callable[[RecordDict], str | None]) -> Iterator[RecordDict]:
@@ -369,6 +412,8 @@ class Strategy(FlowerStrategy):
 
     def _require(self, answers: int, server_round: int) -> None:
         """Stop a round that has fewer usable answers than ``min_clients``."""
+        if self.guard is not None and not self.cohort:
+            return  # that nobody was drawn must not show
         if answers < self.min_clients:
             reasons = "; ".join(str(failure) for failure in self.failures[:5]) or "no client answered"
             raise TooFewAnswersError(
@@ -446,17 +491,21 @@ class Inspection:
 
 
 class WeightedMeans:
-    """Weighted means of clients' numbers, by name."""
+    """Weighted means of clients' numbers, by name; of what they have spent of their privacy, the largest."""
 
     def __init__(self) -> None:
         self.count = 0
+        self._spent: list[float] = []
         self._sums: dict[str, float] = {}
         self._weights: dict[str, float] = {}
 
     def add(self, metrics: Mapping[str, Any], weight: float) -> None:
         """Count one client's metrics; ``num-examples`` is summed up, not averaged."""
         self.count += 1
+        self._spent += [float(metrics[EPSILON])] if EPSILON in metrics else []
         for name, value in metrics.items():
+            if name == EPSILON:
+                continue
             scale = 1.0 if name == "num-examples" else weight
             self._sums[name] = self._sums.get(name, 0.0) + scale * value
             self._weights[name] = self._weights.get(name, 0.0) + scale
@@ -464,7 +513,8 @@ class WeightedMeans:
     def result(self) -> dict[str, float]:
         """The means; and the total of ``num-examples``."""
         means = {name: self._sums[name] / self._weights[name] for name in self._sums if self._weights[name]}
-        return means | {name: self._sums[name] for name in ("num-examples",) if name in self._sums}
+        spent = {EPSILON: max(self._spent)} if self._spent else {}
+        return means | spent | {name: self._sums[name] for name in ("num-examples",) if name in self._sums}
 
 
 def reply(message: Message, update: Update, examples: int, work: int | None = None) -> Message:
