@@ -43,12 +43,12 @@ def of_rounds(console: Console, experiment: Experiment) -> Iterator[Callable[[Ro
 def of_cells(console: Console, suite: Suite, path: Path) -> Iterator[Callable[[str, int], None]]:
     """Show a bench's progress, in rounds over all its runs: live on a terminal, about ten quiet lines elsewhere."""
     runs = {run.name: experiment.rounds for stage in stages(suite.within(path)) for run, experiment in stage.items()}
-    done = dict.fromkeys(runs, 0)
+    done: dict[str, int] = {}
     with _progress(console, f"bench {suite.name}", sum(runs.values())) as show:
 
         def on_progress(run: str, rounds: int) -> None:
             done[run] = rounds
-            finished = sum(done[name] >= wanted for name, wanted in runs.items())
+            finished = sum(done.get(name, -1) >= wanted for name, wanted in runs.items())
             show(sum(done.values()), f"{finished} of {len(runs)} runs finished", False)
 
         yield on_progress

@@ -103,6 +103,9 @@ class LeopartLearner(Learner):
 
     Attributes:
         networks: their size, by name; ``small`` is as published, and ``base`` with ``patch = 8``.
+        width: of the transformer's tokens, if not that size's.
+        depth: number of its blocks, if not that size's.
+        heads: of its attention, if not that size's.
         patch: pixels a side.
         prototypes: how many; the size's if not given.
         features: numbers of the vectors that they are compared with; the size's if not given.
@@ -136,7 +139,8 @@ class LeopartLearner(Learner):
         judging: how classes and objects are found in the test set, of which none is trained on, and judged by its field ``semseg``: a
             table, ``fedvision.leopart.judging.Judging``; not at all if not given.
         semantic_classes: of ``semseg``, with the background.
-        checkpoint: file of weights to begin with: DINO's, timm's, MultiMAE's, Leopart's, or a run's ``model.safetensors``.
+        checkpoint: file of weights to begin with: DINO's, timm's, MultiMAE's, Leopart's, or the ``model.safetensors`` of a run, of ALBEF,
+            too, whose image encoder is taken.
 
     Source: arXiv 2204.13101; the defaults are the paper's, whose ``networks`` are ``small``. The other half of the recipe belongs to
         the strategy: AdamW with rate 1e-5, schedule ``cosine``, and weight decay 0.04 with decay_schedule ``cosine`` to 12.5 times.
@@ -148,6 +152,9 @@ class LeopartLearner(Learner):
     learns_unlabeled = True
     shown = 256  # pictures, of which most are only for the clusters
     networks: Literal["tiny", "small", "base"] = "tiny"
+    width: Count | None = None
+    depth: Count | None = None
+    heads: Count | None = None
     patch: Count = 16
     prototypes: Count | None = None
     features: Count | None = None
@@ -193,8 +200,13 @@ class LeopartLearner(Learner):
     @property
     def size(self) -> Size:
         """Of the networks."""
-        own = {"prototypes": self.prototypes, "features": self.features, "queue": self.queue, "teacher_head": self.teacher_head}
-        return replace(SIZES[self.networks], **{name: value for name, value in own.items() if value is not None})  # type: ignore[arg-type]
+        named = SIZES[self.networks]
+        vision = replace(named.vision, **self._given("width", "depth", "heads"))
+        return replace(named, vision=vision, **self._given("prototypes", "features", "queue", "teacher_head"))
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        """The settings of these names that are given."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def build(self, spec: Spec, rng: torch.Generator) -> Leopart:
         """The network, its teacher and its queues, with the weights of ``checkpoint``.

@@ -177,6 +177,10 @@ class Discovery:
         if shapes[0][:3] != shapes[1] or len(self.semseg) != len(self.tokens) or self.classes < 1:
             fact = "features of patches, attention and maps of classes are {} and {} and {}".format(*shapes)
             raise DataError(f"{fact}, with {self.classes} classes; give [n, rows, columns, width], [n, rows, columns] and [n, h, w]")
+        beyond = self.semseg[((self.semseg < 0) | (self.semseg >= self.classes)) & (self.semseg != IGNORED)]
+        if len(beyond):
+            fact = f"maps hold the class {beyond[0]}, beyond 0..{self.classes - 1} and {IGNORED}"
+            raise DataError(f"{fact}; raise learner.semantic_classes")
 
     # ---- images ----------------------------------------------------------------------------------------------------
 

@@ -256,6 +256,11 @@ def test_shapes_that_do_not_belong_together_are_refused(scenes):
         judged(*scenes, 0, SETTINGS)
 
 
+def test_a_class_beyond_those_that_there_are_is_refused(scenes):
+    with pytest.raises(DataError, match=r"maps hold the class 3, beyond 0\.\.2 and 255; raise learner\.semantic_classes"):
+        judged(*scenes, 3, SETTINGS)
+
+
 def test_features_of_half_precision_are_taken(scenes):
     tokens, attention, semseg = scenes
     assert judged(tokens.bfloat16(), attention, semseg, CLASSES, SETTINGS)["communities_miou"] == 1.0

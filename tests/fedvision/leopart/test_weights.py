@@ -53,6 +53,17 @@ def test_timms_transformer_is_taken_without_its_classifier_and_with_other_positi
     assert torch.allclose(model.model.pos_embed, scaled_positions(theirs.pos_embed, 4, 4))
 
 
+def test_albefs_image_encoder_is_taken_and_not_its_copy(tmp_path):
+    one, copy = (transformer(built(purpose)) for purpose in ("other", "copy"))
+    named = {f"visual_encoder_m.{name}": tensor for name, tensor in copy.items()}
+    named |= {f"visual_encoder.{name}": tensor for name, tensor in one.items()} | {"text_proj.weight": torch.ones(2, 2)}
+    save_file(named, tmp_path / "model.safetensors")
+    model = built()
+    report = initialized_from(model, tmp_path / "model.safetensors")
+    assert same(one, model.model) and same(one, model.teacher) and report.found == ("transformer", "norm")
+    assert "text_proj.weight" in report.fit.unexpected
+
+
 @pytest.mark.parametrize("positions", ["kept", "left out"])
 def test_what_masked_pictures_have_taught_is_taken(tmp_path, positions):
     learner = MultiMAE(patch=8, inputs=("rgb",), outputs=("rgb",), decoder_heads=4, decoder_width=48)
