@@ -19,8 +19,14 @@ setup: $(VENV)/.installed ## create .venv with the pinned versions
 demo: setup ## compare the FedILC paper's six strategies on embedded data, in small
 	$(BIN)/fedvision bench fedilc --quick --out bench/demo
 
-test: setup ## run all tests
+test: setup ## run all tests but those that bring up real silos
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not silos"
+
+test-all: setup ## run all tests, those that bring up real silos too
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+silos: setup ## run the quickstart on a coordinator and three silos with TLS, on this machine
+	$(BIN)/fedvision deploy demo quickstart --set rounds=3 --set 'participants=[0,1,2]'
 
 check: setup ## lint, types and import contracts
 	$(BIN)/ruff check .
@@ -51,4 +57,4 @@ docs: setup ## make the tables and pictures of docs/ anew (six hours)
 clean: ## remove what the tools cached; runs/ and bench/ stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help setup demo test check bench speed docs clean
+.PHONY: help setup demo test test-all silos check bench speed docs clean

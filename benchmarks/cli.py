@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from benchmarks.deploy.commands import app as deploy
 from fedvision.errors import FedVisionError
 
 FAILED, CLIENTS_FAILED, INTERRUPTED = 1, 3, 130
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(deploy)
 
 ExperimentArgument = Annotated[str, typer.Argument(help="An experiment file, or the name of a bundled experiment (see `fedvision list`).")]
 SetOption = Annotated[

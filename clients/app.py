@@ -12,12 +12,13 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 
 from clients.batching import require_batchable
 from clients.cohort import Cohort
-from fedvision.arrays import array_records, config_of, unpack
+from fedvision.arrays import Named, array_records, config_of, unpack
 from fedvision.assembly import Assembly, assembly_of
 from fedvision.data import Examples
 from fedvision.evaluation import evaluate_by_environment, measured
 from fedvision.grids.roster import present
 from fedvision.metrics import prefixed
+from fedvision.own_data import SILO, OwnData
 from fedvision.privacy import EPSILON
 from fedvision.private_silo import PrivateSilo
 from fedvision.seeds import generator, global_generators
@@ -76,7 +77,7 @@ def roster(message: Message, context: Context) -> Message:
 def evaluation(message: Message, context: Context) -> Message:
     """The global model on this client's own examples, of the parts that the server asks for."""
     assembly, client = _this(context)
-    assembly.holdings.load(assembly.model, unpack(array_records(message.content)["arrays"]), context.state)
+    assembly.holdings.load(assembly.model, _arrays(assembly, message, context), context.state)
     metrics: dict[str, Any] = {"num-examples": 0}
     for part, examples in _parts(assembly, client, config_of(message.content)).items():
         held = assembly.learner, assembly.model, examples
@@ -94,7 +95,7 @@ def _work(message: Message, context: Context, purpose: str, half: Callable[[Asse
         silo = _silo(assembly)(
             assembly.learner,
             assembly.model,
-            unpack(array_records(message.content)["arrays"]),
+            _arrays(assembly, message, context),
             assembly.data.train[client],
             context.state,
             rng,
@@ -128,7 +129,20 @@ def _with_parts(update: Update, parts: Mapping[str, Any]) -> Update:
 
 
 def _this(context: Context) -> tuple[Assembly, int]:
-    return assembly_of(context.run_id, context.run_config), int(context.node_config["partition-id"])
+    client, file = int(context.node_config["partition-id"]), context.node_config.get(SILO)
+    if file is None:
+        return assembly_of(context.run_id, context.run_config), client
+    own = OwnData.load(str(file))
+    return assembly_of(context.run_id, context.run_config, lambda experiment: own.dealt(experiment, client)), client
+
+
+def _arrays(assembly: Assembly, message: Message, context: Context) -> Named:
+    """The global model's arrays; a silo with data of its own may have built another model."""
+    arrays = unpack(array_records(message.content)["arrays"])
+    if SILO in context.node_config:
+        shape, classes = assembly.data.spec.image_shape, assembly.data.classes
+        assembly.check_fits(arrays, f"this silo's data has the shape {shape} and {classes} classes: mend its silo.toml")
+    return arrays
 
 
 def _parts(assembly: Assembly, client: int, config: Mapping[str, Any]) -> dict[str, Examples]:

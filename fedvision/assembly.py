@@ -1,6 +1,6 @@
 """The parts of a run, built once in each process that takes part in it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,14 +81,22 @@ class Assembly:
         Raises:
             RunError: arrays of another model.
         """
+        self.check_fits(arrays, "give those of this learner")
+        on_device = {name: arrays[name].to(own.device, own.dtype) for name, own in self.holdings.shared.items()}
+        self.holdings.load(self.model, on_device)
+        return self.model.eval()
+
+    def check_fits(self, arrays: Named, remedy: str) -> None:
+        """Refuse shared arrays of another model.
+
+        Raises:
+            RunError: with the first that does not fit, and the remedy.
+        """
         for name, own in self.holdings.shared.items():
             shape = tuple(arrays[name].shape) if name in arrays else "none of that name"
             if shape != tuple(own.shape):
                 fact = f"the weights do not fit the model: {name!r} has shape {shape}, the model needs {tuple(own.shape)}"
-                raise RunError(f"{fact}; give those of this learner")
-        on_device = {name: arrays[name].to(own.device, own.dtype) for name, own in self.holdings.shared.items()}
-        self.holdings.load(self.model, on_device)
-        return self.model.eval()
+                raise RunError(f"{fact}; {remedy}")
 
     @property
     def remembering(self) -> bool:
@@ -155,7 +163,9 @@ def at_hand(run_id: int) -> Assembly | None:
     return _installed.get(run_id)
 
 
-def assembly_of(run_id: int, run_config: Mapping[str, Any]) -> Assembly:
+def assembly_of(
+    run_id: int, run_config: Mapping[str, Any], own_data: Callable[[Experiment], FederatedData | None] = lambda experiment: None
+) -> Assembly:
     """The parts of a run; built on first use from the run's configuration, then kept.
 
     The process that builds them computes with as many threads as the experiment says from then on.
@@ -164,6 +174,7 @@ def assembly_of(run_id: int, run_config: Mapping[str, Any]) -> Assembly:
         run_id: Flower's.
         run_config: ``experiment``, a bundled name, a path or the text of a file, and ``overrides``, as ``--set`` takes
             them, separated by ``;``.
+        own_data: the data that this process has instead of the experiment's; None: the experiment's.
 
     Raises:
         FedVisionError: there is no such experiment, or its parts do not fit together.
@@ -171,7 +182,7 @@ def assembly_of(run_id: int, run_config: Mapping[str, Any]) -> Assembly:
     if run_id not in _installed:
         experiment = _experiment(run_config)
         torch.set_num_threads(experiment.threads)
-        _installed[run_id] = Assembly.of(experiment)
+        _installed[run_id] = Assembly.of(experiment, own_data(experiment))
     return _installed[run_id]
 
 

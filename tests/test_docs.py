@@ -52,7 +52,11 @@ def test_commands_exist_and_have_their_options(page):
     ):
         name, rest = line
         assert name in commands, f"{page.name} mentions `fedvision {name}`"
-        known = {option for parameter in commands[name].params for option in parameter.opts}
+        command, (further, *_) = commands[name], (*rest.split(), "")
+        if further and hasattr(command, "commands"):
+            assert further in command.commands, f"{page.name} mentions `fedvision {name} {further}`"
+            command = command.commands[further]
+        known = {option for parameter in command.params for option in parameter.opts}
         unknown = set(re.findall(r"--[\w-]+", rest)) - known
         assert not unknown, f"{page.name} gives `fedvision {name}` the options {unknown}"
 

@@ -44,7 +44,7 @@ def local_superlink(runs: str) -> Iterator[dict[str, str]]:
         EngineError: the SuperLink does not start.
     """
     with short_folder() as home:
-        port = _free_port()
+        port = free_port()
         environment = {**commands(), "FLWR_HOME": str(home), "RAY_TMPDIR": str(home), runs: str(home / "runs")}
         environment.pop("RAY_ADDRESS", None)
         connection = f'[superlink]\ndefault = "{LOCAL}"\n\n[superlink.{LOCAL}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
@@ -57,7 +57,7 @@ def local_superlink(runs: str) -> Iterator[dict[str, str]]:
             _listening(superlink, port, home / "superlink.log")
             yield environment
         finally:
-            _end(superlink, home)
+            end(superlink, home)
 
 
 def commands() -> dict[str, str]:
@@ -66,7 +66,8 @@ def commands() -> dict[str, str]:
     return {**os.environ, **QUIET, "PATH": path}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -90,19 +91,24 @@ def last_words(log: Path, lines: int = 5) -> str:
     return " | ".join(words) or "none"
 
 
-def _end(superlink: "subprocess.Popen[bytes]", home: Path) -> None:
-    """End the SuperLink and every process that was started for it: gently, then not."""
-    superlink.terminate()
+def end(process: "subprocess.Popen[bytes]", home: Path) -> None:
+    """End one of Flower's processes and every process that was started for it: gently, then not.
+
+    Args:
+        process: the first of them.
+        home: their ``FLWR_HOME``, which others do not have.
+    """
+    process.terminate()
     deadline = time.monotonic() + END_SECONDS
-    while (superlink.poll() is None or _processes(home)) and time.monotonic() < deadline:
+    while (process.poll() is None or _processes(home)) and time.monotonic() < deadline:
         time.sleep(0.1)
     while survivors := _processes(home):
-        for process in survivors:
+        for survivor in survivors:
             with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+                os.kill(survivor, signal.SIGKILL)
         time.sleep(0.1)
-    superlink.kill()
-    superlink.wait()
+    process.kill()
+    process.wait()
 
 
 def _processes(home: Path) -> list[int]:

@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NoReturn
+from importlib import metadata
+from typing import Any, NoReturn
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
@@ -26,9 +27,14 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
 
 
 def present(message: Message, context: Context) -> Message:
-    """In the client: the answer to the roll call; -1 for what the node's configuration leaves out."""
+    """In the client: the answer to the roll call: versions, and -1 for what the node's configuration leaves out."""
     held = {name: int(context.node_config.get(name, -1)) for name in ("partition-id", "num-partitions")}
-    return Message(RecordDict({"config": ConfigRecord({**held})}), reply_to=message)
+    return Message(RecordDict({"config": ConfigRecord({**held, "versions": versions()})}), reply_to=message)
+
+
+def versions() -> str:
+    """The versions here of what must be equal on all sides: of torch, without what it was built for."""
+    return ", ".join(f"{name} {metadata.version(name).partition('+')[0]}" for name in ("flwr", "torch"))
 
 
 class Roster(PassingGrid):
@@ -149,9 +155,12 @@ class Roster(PassingGrid):
             found[partition] = node
         self._partitions.update({node: partition for partition, node in found.items()})
 
-    def _checked(self, node: int, held: Mapping[str, int]) -> int:
-        """The partition that a node says it holds, if it can be."""
-        partition, partitions = held["partition-id"], held["num-partitions"]
+    def _checked(self, node: int, held: Mapping[str, Any]) -> int:
+        """The partition that a node says it holds, if it can be, and if it runs what runs here."""
+        theirs = held.get("versions", versions())
+        if theirs != versions():
+            raise EngineError(f"node {node} has {theirs}, the coordinator has {versions()}; install the same on all sides")
+        partition, partitions = int(held["partition-id"]), int(held["num-partitions"])
         if partitions not in (-1, self._clients):
             differ = f"the federation has {partitions} nodes, the experiment has {self._clients} clients"
             raise EngineError(f"{differ}; in a simulation, give --federation-config 'num-supernodes={self._clients}'")

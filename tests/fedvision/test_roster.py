@@ -208,3 +208,19 @@ def test_the_rest_is_passed_on():
     named.set_run(Run.create_empty(5))
     assert named.run.run_id == grid.its_run.run_id == 5
     assert named.create_message(RecordDict({"config": ConfigRecord()}), "train", 3, "g").metadata.dst_node_id == 3
+
+
+# ---- versions -------------------------------------------------------------------------------------------------------
+
+
+def test_a_node_with_other_versions_is_refused():
+    class Behind(FakeGrid):
+        def answer(self, message):
+            reply = super().answer(message)
+            if message.metadata.dst_node_id == 55:
+                reply.content["config"]["versions"] = "flwr 1.38.0, torch 2.11.0"
+            return reply
+
+    with pytest.raises(EngineError, match=r"node 55 has flwr 1\.38\.0, torch 2\.11\.0, the coordinator has flwr .*; install the same"):
+        Roster(Behind(NODES), 4).get_node_ids()
+    assert "+" not in roster.versions()
