@@ -136,6 +136,7 @@ class Federation:
             (made.folder / name).mkdir()
         for number in range(silos):
             (made.silo(number) / "data").mkdir()
+            (made.silo(number) / "state").mkdir()
         return made
 
     def _files(self, issuer: Pair, signed: Pair, silos: int) -> Iterator[tuple[Path, bytes, bool]]:

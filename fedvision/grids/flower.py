@@ -22,7 +22,7 @@ from fedvision.grids.local_superlink import LOCAL, commands, last_words, local_s
 from fedvision.grids.runtime import Runtime
 from fedvision.grids.workplace import PACKAGES, check_gpus_seen
 from fedvision.registry import engines
-from fedvision.settings import NonNegative
+from fedvision.settings import NonNegative, Positive
 
 RUNS = "FEDVISION_RUNS"
 """The environment variable that says where a ServerApp of Flower's keeps runs: ``runs`` in its current folder if not set."""
@@ -40,12 +40,14 @@ class FlowerRuntime(Runtime):
         connection: a SuperLink connection of Flower's ``config.toml``; ``local``: a simulation on this machine, with
             a SuperLink that is started for the run and ended after it.
         runs: for other connections: where the folder with the coordinator's runs is mounted on this machine.
+        deadline: seconds until an answer to the server's messages comes too late and counts as lost; none if not given.
         gpus_per_worker: of a simulation: the share of a GPU that Ray sets aside for each worker.
         device: where server and clients compute: ``cpu`` or ``cuda``.
     """
 
     connection: str = LOCAL
     runs: str = ""
+    deadline: Positive | None = None
     gpus_per_worker: NonNegative = 0.0
     device: str = "cpu"
 

@@ -34,7 +34,7 @@ def test_each_silo_has_a_key_of_its_own_and_nobody_elses(federation):
     pairs = {}
     for number in range(3):
         folder = federation.silo(number)
-        assert sorted(path.name for path in folder.iterdir()) == ["ca.crt", "data", "node.key", "silo.toml"]
+        assert sorted(path.name for path in folder.iterdir()) == ["ca.crt", "data", "node.key", "silo.toml", "state"]
         private = load_ssh_private_key((folder / "node.key").read_bytes(), None)
         public = load_ssh_public_key(keys.public_keys(federation.coordinator)[f"silo{number}"].read_bytes())
         assert private.public_key().public_numbers() == public.public_numbers()
@@ -93,6 +93,7 @@ def test_there_are_as_many_silos_as_the_demonstration_makes(known):
 
 def test_each_party_sees_its_own_folder(known, federation):
     assert known["silo1"].mounts["/keys"] == federation.silo(1)
+    assert known["silo1"].mounts["/state"] == federation.silo(1) / "state"
     assert {known[name].mounts["/keys"] for name in ("superlink", "superexec", "cli")} == {federation.coordinator}
 
 
