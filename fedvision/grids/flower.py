@@ -1,6 +1,7 @@
 """Flower's own runtime: server and clients run where a SuperLink starts them."""
 
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -24,11 +25,13 @@ from fedvision.grids.workplace import PACKAGES, check_gpus_seen
 from fedvision.registry import engines
 from fedvision.settings import NonNegative, Positive
 
+log = logging.getLogger("fedvision")
+
 RUNS = "FEDVISION_RUNS"
 """The environment variable that says where a ServerApp of Flower's keeps runs: ``runs`` in its current folder if not set."""
 
-NEWS_SECONDS, STATUS_SECONDS = 0.2, 5.0
-"""How often to look for new rows; how often to ask for the status of a run whose log has ended before it."""
+NEWS_SECONDS, STATUS_SECONDS, PATIENCE_SECONDS = 0.2, 5.0, 300.0
+"""How often to look for new rows, and to ask for the status of a run whose log has ended before it; how long to wait for an answer."""
 
 
 @engines("flower")
@@ -113,6 +116,7 @@ class Submission:
         self._scratch = scratch
         self._log = scratch / "flower.log"
         self._described: dict[str, Any] = {}
+        self._patience = PATIENCE_SECONDS
 
     def follow(self, experiment: Experiment, federation: str) -> Generator[None, None, None]:
         """Submit the run; yield until it has ended, and stop it if that is cut short."""
@@ -120,15 +124,15 @@ class Submission:
         config.write_text(tomli_w.dumps({"experiment": experiment.to_toml(), "overrides": ""}))
         line = ["flwr", "run", str(_app()), self._connection, "--stream", "--run-config", str(config)]
         line += ["--federation-config", federation] if federation else []
-        with self._log.open("wb") as log:
+        with self._log.open("wb") as file:
             streaming = subprocess.Popen(
-                line, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                line, env=self._environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
             )
         try:
             while streaming.poll() is None:
                 yield
                 time.sleep(NEWS_SECONDS)
-            while not self._status().startswith("finished"):
+            while not self._finished():
                 yield
                 time.sleep(STATUS_SECONDS)
         except BaseException:
@@ -156,6 +160,28 @@ class Submission:
         cause = re.sub(r"^(ServerApp|Simulation) failed with exception: ", "", details)
         raise EngineError(f"Flower's run {self._described['run-id']} is {self._status()}: {cause} (its log: {kept})")
 
+    def _finished(self) -> bool:
+        """Whether the run has ended; a SuperLink that does not answer is taken for one that is started again, for a while.
+
+        Raises:
+            EngineError: it has not answered for too long.
+        """
+        try:
+            ended = self._status().startswith("finished")
+        except EngineError as error:
+            self._patience -= STATUS_SECONDS
+            if self._patience < 0 or self._number() is None:
+                raise
+            log.warning("the SuperLink does not answer; the run may go on: %s", error)
+            return False
+        self._patience = PATIENCE_SECONDS
+        return ended
+
+    def _number(self) -> str | None:
+        """Flower's number of the run; None before it has one."""
+        found = re.search(r"started run (\d+)", self._log.read_text(errors="replace"))
+        return found and found[1]
+
     def _status(self) -> str:
         """``pending``, ``starting``, ``running``, or how the run has finished."""
         if not str(self._described.get("status", "")).startswith("finished"):
@@ -163,20 +189,20 @@ class Submission:
         return str(self._described["status"])
 
     def _list(self) -> dict[str, Any]:
-        found = re.search(r"started run (\d+)", self._log.read_text(errors="replace"))
-        if found is None:
+        number = self._number()
+        if number is None:
             raise EngineError(f"`flwr run` on the connection {self._connection!r} failed: {last_words(self._log)}")
-        listed = self._command("list", self._connection, "--run-id", found[1], "--format", "json")
+        listed = self._command("list", self._connection, "--run-id", number, "--format", "json")
         try:
             return dict(json.loads(listed.stdout)["runs"][0])
         except (ValueError, LookupError):
             said = (listed.stdout + listed.stderr).strip() or "nothing"
-            raise EngineError(f"`flwr list {self._connection}` says nothing about run {found[1]}, but: {said}") from None
+            raise EngineError(f"`flwr list {self._connection}` says nothing about run {number}, but: {said}") from None
 
     def _stop(self) -> None:
-        found = re.search(r"started run (\d+)", self._log.read_text(errors="replace"))
-        if found is not None and self._connection != LOCAL:  # our own SuperLink ends with the run
-            self._command("stop", found[1], self._connection)
+        number = self._number()
+        if number is not None and self._connection != LOCAL:  # our own SuperLink ends with the run
+            self._command("stop", number, self._connection)
 
     def _command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(["flwr", *arguments], env=self._environment, capture_output=True, text=True, check=False)
