@@ -194,10 +194,14 @@ class Submission:
             raise EngineError(f"`flwr run` on the connection {self._connection!r} failed: {last_words(self._log)}")
         listed = self._command("list", self._connection, "--run-id", number, "--format", "json")
         try:
-            return dict(json.loads(listed.stdout)["runs"][0])
-        except (ValueError, LookupError):
-            said = (listed.stdout + listed.stderr).strip() or "nothing"
-            raise EngineError(f"`flwr list {self._connection}` says nothing about run {number}, but: {said}") from None
+            answer = json.loads(listed.stdout)
+            return dict(answer["runs"][0])
+        except ValueError:
+            said = listed.stdout + listed.stderr
+        except LookupError:
+            said = str(answer.get("error-message", listed.stdout))
+        told = " ".join(said.split()) or "nothing"
+        raise EngineError(f"`flwr list {self._connection}` does not tell of run {number}, but says: {told}")
 
     def _stop(self) -> None:
         number = self._number()
