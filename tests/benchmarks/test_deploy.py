@@ -50,6 +50,38 @@ def test_keys_are_never_overwritten(fedvision, here):
     assert (here / "made" / "authority" / "ca.key").read_bytes() == before
 
 
+def test_a_certificate_is_renewed_without_the_silos(fedvision, here):
+    assert fedvision("deploy", "keys", "--out", "made", "--name", "hospital.example").status == 0
+    federation = keys.Federation(here / "made")
+    before = {path: path.read_bytes() for path in federation.folder.rglob("*") if path.is_file()}
+    later = datetime.now(UTC) + timedelta(days=500)
+    assert not all(found.good for found in certificates(federation.coordinator, "hospital.example", later))
+    assert fedvision("deploy", "renew", "made", "--days", 800, "--name", "10.0.0.9").status == 0
+    for host in ("hospital.example", "10.0.0.9", "superlink"):
+        assert all(found.good for found in certificates(federation.coordinator, host, later))
+    changed = {path.name for path in federation.folder.rglob("*") if path.is_file() and path.read_bytes() != before.get(path)}
+    assert changed == {"server.crt", "server.key"}
+    assert stat.S_IMODE((federation.coordinator / "server.key").stat().st_mode) == 0o600
+
+
+def test_a_silo_is_admitted_to_what_there_is(fedvision, here):
+    assert fedvision("deploy", "keys", "--out", "made", "--silos", 2).status == 0
+    before = {path: path.read_bytes() for path in (here / "made").rglob("*") if path.is_file()}
+    admitted = fedvision("deploy", "admit", "made")
+    assert admitted.status == 0 and "silo2: for this silo alone" in " ".join(admitted.out.split())
+    assert sorted(keys.public_keys(here / "made" / "coordinator")) == ["silo0", "silo1", "silo2"]
+    assert sorted(path.name for path in (here / "made" / "silo2").iterdir()) == ["ca.crt", "data", "node.key", "silo.toml", "state"]
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_without_the_authority_nothing_is_signed(fedvision, here):
+    assert fedvision("deploy", "keys", "--out", "made").status == 0
+    (here / "made" / "authority" / "ca.key").unlink()
+    for command in ("renew", "admit"):
+        ended = fedvision("deploy", command, "made")
+        assert ended.status == 1 and "the authority cannot sign" in " ".join(ended.err.split())
+
+
 @pytest.mark.parametrize("host", ["hospital.example", "10.0.0.7", "superlink", "127.0.0.1"])
 def test_the_certificate_has_the_names_of_the_coordinator(federation, host):
     assert all(found.good for found in certificates(federation.coordinator, host, NOW))
