@@ -158,7 +158,8 @@ class Submission:
         kept = shutil.copy(self._log, folder / "flower.log")
         details = str(self._described.get("status-details", "")).replace(str(theirs), str(folder))
         cause = re.sub(r"^(ServerApp|Simulation) failed with exception: ", "", details)
-        raise EngineError(f"Flower's run {self._described['run-id']} is {self._status()}: {cause} (its log: {kept})")
+        ended = f"Flower's run {self._described['run-id']} is {self._status()}: {cause}"
+        raise EngineError(f"{ended}; what is done is kept: mend the cause and go on with --resume (its log: {kept})")
 
     def _finished(self) -> bool:
         """Whether the run has ended; a SuperLink that does not answer is taken for one that is started again, for a while.
