@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 from benchmarks.deploy import keys
 from benchmarks.deploy.checks import certificates
 from benchmarks.deploy.compose import COMPOSE, services
-from benchmarks.deploy.topology import SILOS, Loopback
+from benchmarks.deploy.demonstration import SILOS
+from benchmarks.deploy.topology import Loopback
 from fedvision.errors import EngineError
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
