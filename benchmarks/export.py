@@ -14,12 +14,12 @@ from fedvision.albef.model import Followed
 from fedvision.checkpoints import Converted
 from fedvision.data import FederatedData
 from fedvision.errors import RunError
+from fedvision.files import write_atomically
 from fedvision.leopart import weights as leopart
 from fedvision.leopart.network import Leopart
 from fedvision.multimae import weights as multimae
 from fedvision.multimae.model import Trunk
-from server.checkpoint import save_tensors
-from server.folder import write_atomically
+from fedvision.trees import save_tensors
 
 ENDINGS = (".safetensors", ".pth", ".pt")
 

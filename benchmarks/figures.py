@@ -12,8 +12,9 @@ import pandas as pd
 
 from fedvision.data import FederatedData
 from fedvision.data.card import class_counts
+from fedvision.files import write_atomically
 from fedvision.gallery import SIDE, Gallery, Picture, enlarged
-from server.folder import RunFolder, write_atomically
+from server.folder import RunFolder
 from server.record import read_rows
 from server.rounds import complete
 

@@ -21,7 +21,8 @@ from benchmarks.readings import READINGS, honest
 from benchmarks.runs import Run
 from benchmarks.statistics import Summary, summarize
 from benchmarks.suite import Cell, Column, Report, Suite, Sweep
-from server.folder import RunFolder, write_atomically
+from fedvision.files import write_atomically
+from server.folder import RunFolder
 from server.rounds import ENVIRONMENT_ACCURACY
 
 SIMULATED = "simulated_seconds"

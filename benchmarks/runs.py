@@ -24,11 +24,13 @@ from fedvision.assembly import Assembly, installed
 from fedvision.data import FederatedData
 from fedvision.errors import EngineError, RunError
 from fedvision.experiment import Experiment
+from fedvision.files import is_temporary
 from fedvision.grids.runtime import Runtime
+from fedvision.trees import load_weights
 from server.app import app as server_app
 from server.app import prepared
-from server.checkpoint import Checkpoint, load_weights
-from server.folder import RunFolder, is_temporary
+from server.checkpoint import Checkpoint
+from server.folder import RunFolder
 from server.manifest import closing, describe, identity_of
 from server.record import read_rows
 from server.rounds import ANOTHER, COLUMNS, Row, Session, complete

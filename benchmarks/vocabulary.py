@@ -23,8 +23,8 @@ from fedvision.data import FederatedData
 from fedvision.data.examples import TEXTS, Examples
 from fedvision.data.texts import decode_texts
 from fedvision.errors import ExperimentError, RunError
+from fedvision.files import write_atomically
 from fedvision.wordpiece import cleaned_caption, trained, words_of
-from server.folder import write_atomically
 
 
 @dataclass(frozen=True)

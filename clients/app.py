@@ -1,7 +1,7 @@
 """The ClientApp: used unchanged by every engine."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -12,9 +12,11 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 
 from clients.batching import require_batchable
 from clients.cohort import Cohort
+from clients.memory import recalled
 from fedvision.arrays import Named, array_records, config_of, unpack
 from fedvision.assembly import Assembly, assembly_of
 from fedvision.data import Examples
+from fedvision.errors import AggregationError, EngineError, ExperimentError, RunError
 from fedvision.evaluation import evaluate_by_environment, measured
 from fedvision.grids.roster import present
 from fedvision.metrics import prefixed
@@ -25,6 +27,9 @@ from fedvision.seeds import generator, global_generators
 from fedvision.silo import Silo
 from strategies.strategy import Silo as AnySilo
 from strategies.strategy import Update, reply
+
+SAFE_TO_TELL = (AggregationError, EngineError, ExperimentError, RunError)
+"""Errors that name settings, sizes and what the server sent; those of data name files, those of libraries anything."""
 
 
 class ClientApp(clientapp.ClientApp):
@@ -58,13 +63,15 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """A round's training: the strategy's client half on this client's examples."""
-    return _work(message, context, "fit", lambda assembly: assembly.strategy.client_update)
+    with discreet(context):
+        return _work(message, context, "fit", lambda assembly: assembly.strategy.client_update)
 
 
 @app.query("statistics")
 def statistics(message: Message, context: Context) -> Message:
     """What a strategy asks before training."""
-    return _work(message, context, "statistics", lambda assembly: assembly.strategy.client_statistics)
+    with discreet(context):
+        return _work(message, context, "statistics", lambda assembly: assembly.strategy.client_statistics)
 
 
 @app.query("roster")
@@ -76,22 +83,40 @@ def roster(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluation(message: Message, context: Context) -> Message:
     """The global model on this client's own examples, of the parts that the server asks for."""
-    assembly, client = _this(context)
-    assembly.holdings.load(assembly.model, _arrays(assembly, message, context), context.state)
-    metrics: dict[str, Any] = {"num-examples": 0}
-    for part, examples in _parts(assembly, client, config_of(message.content)).items():
-        held = assembly.learner, assembly.model, examples
-        found = evaluate_by_environment(*held) if part == "validation" else measured(*held).result()
-        metrics |= prefixed(part, found)
-        metrics["num-examples"] += len(examples)
-    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+    with discreet(context):
+        assembly, client = _this(context)
+        config = config_of(message.content)
+        with recalled(assembly, context, config, "evaluate"):
+            assembly.holdings.load(assembly.model, _arrays(assembly, message, context), context.state)
+        metrics: dict[str, Any] = {"num-examples": 0}
+        for part, examples in _parts(assembly, client, config).items():
+            held = assembly.learner, assembly.model, examples
+            found = evaluate_by_environment(*held) if part == "validation" else measured(*held).result()
+            metrics |= prefixed(part, found)
+            metrics["num-examples"] += len(examples)
+        return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 
-def _work(message: Message, context: Context, purpose: str, half: Callable[[Assembly], Callable[[Silo, RecordDict], Update]]) -> Message:
+@contextmanager
+def discreet(context: Context) -> Iterator[None]:
+    """Keep errors that may name what is in a silo's own data in its log; the server learns of which kind they are.
+
+    Raises:
+        RunError: in place of another error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if SILO not in context.node_config or isinstance(error, SAFE_TO_TELL):
+            raise
+        raise RunError(f"{type(error).__name__}; what it says may tell of the silo's data, and is in the silo's log only") from error
+
+
+def _work(message: Message, context: Context, phase: str, half: Callable[[Assembly], Callable[[Silo, RecordDict], Update]]) -> Message:
     assembly, client = _this(context)
     config = config_of(message.content)
-    rng = _generator(assembly, purpose, config, client)
-    with global_generators(rng):
+    rng = _generator(assembly, phase, config, client)
+    with recalled(assembly, context, config, phase), global_generators(rng):
         silo = _silo(assembly)(
             assembly.learner,
             assembly.model,
@@ -104,7 +129,7 @@ def _work(message: Message, context: Context, purpose: str, half: Callable[[Asse
             assembly.holdings,
         )
         update = half(assembly)(silo, message.content)
-    silo.keep()
+        silo.keep()
     if assembly.experiment.privacy is None:
         update = _with_parts(update, silo.loss_parts())
     else:  # no number that nothing protects

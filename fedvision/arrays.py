@@ -87,6 +87,11 @@ def nbytes(content: RecordDict | Iterable[ArrayRecord]) -> int:
     return sum(_size(array) for record in records for array in record.values())
 
 
+def held_bytes(record: ArrayRecord) -> int:
+    """Bytes that a record takes here, whatever it says of its arrays' shapes."""
+    return sum(len(array.data) if "tensor" not in array.__dict__ else array.__dict__["tensor"].nbytes for array in record.values())
+
+
 def _tensor(array: Array) -> Tensor:
     held: Tensor | None = array.__dict__.get("tensor")
     return held if held is not None else torch.from_numpy(array.numpy())

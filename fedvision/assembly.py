@@ -68,7 +68,10 @@ class Assembly:
             if privacy.unit == "client":
                 trained = {name for name, param in model.named_parameters() if param.requires_grad and name in holdings.shared}
                 strategy.protect(privacy, experiment.rounds, trained)
-        return cls(experiment, data.to(device), learner, strategy, model, holdings, device)
+        assembly = cls(experiment, data.to(device), learner, strategy, model, holdings, device)
+        if assembly.remembering:
+            strategy.remember()
+        return assembly
 
     @property
     def initial(self) -> Named:
@@ -102,7 +105,7 @@ class Assembly:
     def remembering(self) -> bool:
         """Whether clients keep anything from one round to the next."""
         optimizer = getattr(self.strategy, "client_optimizer", {})
-        strategy = getattr(self.strategy, "client_memory", False) or optimizer.get("keep", False)
+        strategy = getattr(self.strategy, "client_memory", ()) or optimizer.get("keep", False)
         return bool(strategy or self.holdings.private or self._accounting)
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedvision.assembly import assembly_of
+from fedvision.assembly import Assembly, assembly_of
 from fedvision.errors import RunError
 from fedvision.grids.flower import RUNS
 from fedvision.grids.roster import Roster
@@ -33,7 +33,7 @@ def main(grid: Grid, context: Context) -> None:
     session = _default_session(context)
     with closing(session.folder):
         by_partition = hasattr(grid, "client_states")  # as grids of ours are
-        session.run(grid if by_partition else Roster(grid, session.assembly.data.num_clients, _seconds()))
+        session.run(grid if by_partition else _roster(grid, session.assembly))
 
 
 @contextmanager
@@ -60,6 +60,12 @@ def _default_session(context: Context) -> Session:
     else:
         raise RunError(f"{folder.path} holds a run of {ANOTHER}; move it away, or name another folder by {RUNS}")
     return Session(assembly, folder, identity, resume=True)
+
+
+def _roster(grid: Grid, assembly: Assembly) -> Roster:
+    """The clients of one of Flower's grids."""
+    deadline = assembly.experiment.engine.settings.get("deadline")
+    return Roster(grid, assembly.data.num_clients, _seconds(), assembly.strategy.min_clients, deadline)
 
 
 def _seconds() -> float:

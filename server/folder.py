@@ -1,16 +1,13 @@
 """A run's folder: what is in it, and writing to it so that a crash at any moment loses nothing."""
 
 import json
-import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from fedvision.errors import RunError
+from fedvision.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -85,32 +82,3 @@ class RunFolder:
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace the manifest."""
         write_atomically(self.manifest, lambda path: path.write_text(json.dumps(manifest, indent=2) + "\n"))
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a temporary file, then put it in place of ``path`` in one step.
-
-    Raises:
-        RunError: the disk is full or not writable; what stood at ``path`` before is still there.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise unwritable(path, error) from error
-
-
-def is_temporary(path: Path) -> bool:
-    """Whether a file is what ``write_atomically`` leaves behind when the process is killed."""
-    return path.name.startswith(".") and path.name.endswith(".part")
-
-
-def unwritable(path: Path, error: Exception) -> RunError:
-    """The error for a file that cannot be written."""
-    return RunError(f"{path}: cannot be written ({error}); free space or choose another folder, then go on with --resume")

@@ -15,7 +15,8 @@ import torch
 from fedvision.arrays import Named
 from fedvision.assembly import Assembly
 from fedvision.errors import RunError
-from server.folder import RunFolder, write_atomically
+from fedvision.files import write_atomically
+from server.folder import RunFolder
 
 
 def identity_of(assembly: Assembly, initial: Named | None = None) -> str:

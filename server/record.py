@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from server.folder import RunFolder, unwritable, write_atomically
+from fedvision.files import unwritable, write_atomically
+from server.folder import RunFolder
 
 
 class RunRecord:

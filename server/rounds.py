@@ -18,7 +18,8 @@ from fedvision.metrics import prefixed, spread
 from fedvision.privacy import EPSILON, RECORD, Ledger
 from fedvision.seeds import generator, global_generators
 from fedvision.silo import Silo
-from server.checkpoint import Checkpoint, save_tensors
+from fedvision.trees import save_tensors
+from server.checkpoint import Checkpoint
 from server.clock import ClockedGrid
 from server.folder import RunFolder
 from server.meter import MeteredGrid
@@ -27,6 +28,9 @@ from server.record import RunRecord, read_rows
 Row = dict[str, Any]
 
 ANOTHER = "another experiment, data or initial weights"
+
+HEARD = "heard"
+"""The record of what the server keeps that says of which round each client's latest counted answer was."""
 
 ENVIRONMENT_ACCURACY = re.compile(r"validation_environment\d+_accuracy")
 
@@ -78,14 +82,21 @@ class Session:
             if checkpoint.identity != self.identity:
                 raise RunError(f"{self.folder.path} holds a run of {ANOTHER}; choose another folder with --out")
             self.assembly.strategy.load_state(checkpoint.strategy)
-            if checkpoint.round > 0 and self.assembly.remembering and checkpoint.clients is None:
+            if checkpoint.round > 0 and self.assembly.remembering and checkpoint.clients is None and not getattr(grid, "keeps", False):
                 lost = f"what the clients of {self.folder.path} kept from round to round was lost with Flower's run"
-                raise RunError(f"{lost}; start again in another folder")
+                raise RunError(f"{lost}; start again in another folder, and give each silo a folder of its own: state = in its node-config")
             self.own.update(checkpoint.server)
+            self._tell_heard()
             if checkpoint.clients:
                 grid.load_client_states(checkpoint.clients)  # type: ignore[attr-defined]
             return checkpoint.round, pack(self._on_device(checkpoint.arrays))
         return -1, pack(self._on_device(self._initial_arrays()))
+
+    def _tell_heard(self) -> None:
+        """Have the strategy know which answers of clients were counted before the run was resumed."""
+        if self.assembly.strategy.heard is not None and HEARD in self.own:
+            heard = config_of(self.own, HEARD)
+            self.assembly.strategy.heard.update(zip(heard["clients"], heard["rounds"], strict=True))
 
     def _initial_arrays(self) -> Named:
         own, tied = self.assembly.initial, self.assembly.holdings.tied
@@ -209,7 +220,9 @@ class Session:
         experiment = self.assembly.experiment
         if row["round"] % experiment.checkpoint_every == 0 or row["round"] == experiment.rounds:
             held: Mapping[int, RecordDict] | None = getattr(grid, "client_states", lambda: None)()
-            state = self.assembly.strategy.state()
+            state, heard = self.assembly.strategy.state(), self.assembly.strategy.heard
+            if heard is not None:
+                self.own[HEARD] = ConfigRecord({"clients": list(heard.keys()), "rounds": list(heard.values())})
             Checkpoint(row["round"], self.identity, unpack(arrays), state, held, self.own).save(self.folder.checkpoint)
         self.on_round(row)
 

@@ -34,6 +34,7 @@ from fedvision.learners.learner import Loss, mean_over_examples
 from fedvision.models import MLP
 from fedvision.registry import strategies
 from fedvision.seeds import generator, global_generators
+from strategies.memory import agreed
 from strategies.strategy import UNTRAINED, Silo, Strategy, Update, obstacle, reply
 
 CLIENTS = 5
@@ -117,6 +118,8 @@ class Federation:
 
     def __init__(self, case: Case, strategy: Strategy) -> None:
         self.strategy = strategy
+        if strategy.client_memory:
+            strategy.remember()
         self.serialized = case.serialized
         self.grid = InProcessGrid(_client_app(case, copy.deepcopy(strategy)), {}, CLIENTS)
         self.initial = {name: tensor.detach().clone() for name, tensor in case.model().state_dict().items()}
@@ -157,6 +160,7 @@ class Federation:
         strategy.load_state(state)
         other = Federation(case, strategy)
         other.grid.load_client_states(copy.deepcopy(dict(self.grid.client_states())))
+        other.strategy.heard = copy.deepcopy(self.strategy.heard)
         other._arrays = pack(self.arrays)
         return other
 
@@ -224,6 +228,18 @@ def wrong_answers_are_refused(case: Case) -> None:
         taken = federation.strategy.answered
         assert taken == CLIENTS - 1, f"{case.name}: client {client} sends {what}, {taken} answers are counted"
         assert _same(arrays, expected[client]), f"{case.name}: client {client} sends {what}, which moves the model"
+
+
+def an_answer_that_does_not_count_is_taken_back(case: Case) -> None:
+    """A client whose answer was lost goes on as if it had not been asked."""
+    lost, unasked = case.federation(), case.federation()
+    for federation in (lost, unasked):
+        federation.round(1)
+        before = copy.deepcopy(dict(federation.grid.client_states()))
+        federation.round(2, {FIRST: _nothing})
+        if before and federation is unasked:
+            federation.grid.load_client_states({**federation.grid.client_states(), FIRST: before[FIRST]})
+    assert _same(lost.rounds(3, 4), unasked.rounds(3, 4)), f"{case.name}: what a client keeps of an answer that was lost moves the model"
 
 
 def a_second_answer_is_refused(case: Case) -> None:
@@ -340,6 +356,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     the_order_of_answers_does_not_matter,
     answers_may_travel_as_bytes,
     wrong_answers_are_refused,
+    an_answer_that_does_not_count_is_taken_back,
     a_second_answer_is_refused,
     too_few_answers_stop_the_round,
     the_state_is_all_that_is_remembered,
@@ -411,7 +428,7 @@ def _client_app(case: Case, strategy: Strategy) -> ClientApp:
         if client in (case.branched or ()):
             train = Examples({**train.fields, "aside": 2 + train.label})
         half = strategy.client_update if purpose == "fit" else strategy.client_statistics
-        with global_generators(rng):
+        with global_generators(rng), agreed(context.state, strategy.client_memory, config, client, training=purpose == "fit"):
             silo = case.silo(learner, model, unpack(array_records(message.content)["arrays"]), train, context.state, rng, 0.5)
             return reply(message, half(silo, message.content), len(train))
 
@@ -519,6 +536,12 @@ def _rubbish(message: Message, answer: Message) -> list[Message]:
     return [Message(RecordDict({**answer.content, name: ArrayRecord(odd)}), reply_to=message)]
 
 
+def _padded(message: Message, answer: Message) -> list[Message]:
+    name, record = next(item for item in sorted(array_records(answer.content).items()) if item[0] != "buffers")
+    odd = {key: Array(array.dtype, tuple(array.shape), "numpy.ndarray", array.data + bytes(1 << 20)) for key, array in record.items()}
+    return [Message(RecordDict({**answer.content, name: ArrayRecord(odd)}), reply_to=message)]
+
+
 FAULTS: dict[str, Fault] = {
     "a NaN": _edited(_filled(math.nan)),
     "an infinity": _edited(_filled(-math.inf)),
@@ -528,6 +551,7 @@ FAULTS: dict[str, Fault] = {
     "an array too few": _edited(_shortened),
     "a claim to leave out an array that is none of the model's": _claiming("intruder"),
     "bytes that are no array": _rubbish,
+    "more bytes than its arrays have": _padded,
     "no arrays": _without(array_records),
     "no numbers": _without(lambda content: ["metrics"]),
     "a negative number of examples": _measured(**{"num-examples": -3}),

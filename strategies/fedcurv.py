@@ -60,7 +60,7 @@ class FedCurv(LocalStrategy):
     Source: Shoham et al., arXiv 1910.07796, section 3.
     """
 
-    client_memory = True
+    client_memory = ("u", "v", "curvature")
     per_example = True
     penalty_weight: NonNegative = 1.0
     chunk_size: Count = 64

@@ -163,6 +163,11 @@ class FishrStrategy(GradientStrategy):
 
     # ---- the server's half --------------------------------------------------------------------------------------
 
+    @property
+    def joint(self) -> bool:
+        """Whether there is a penalty, whose terms through Cbar cancel over the silos whose mean Cbar is, and over no fewer."""
+        return self._penalized and self.penalty == "exact"
+
     def penalty_weight_in(self, server_round: int) -> float:
         """Lambda in a round, counted from 1."""
         if self.penalty_weight_final is None or server_round <= self.penalty_anneal_rounds:

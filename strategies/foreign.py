@@ -85,6 +85,9 @@ class Foreign(Strategy):
         """Not used: the other strategy aggregates messages."""
         raise AggregationError("a foreign strategy aggregates messages itself")
 
+    def remember(self) -> None:
+        """Nothing: what clients are told is up to the other strategy."""
+
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """As the other strategy says."""
         super().configure_train(server_round, arrays, config, grid)

@@ -17,7 +17,7 @@ class Guard:
 
     Each client is in a round's cohort with probability q, independently, so that the accountant's Poisson sampling is what happens. With
     Delta_k the change of all trained parameters together that client k sends, C the clipping norm, z the noise multiplier and N the
-    number of connected clients, the strategy is given the model moved by
+    number of clients, the strategy is given the model moved by
 
         (sum_k Delta_k min(1, C / ||Delta_k||) + z C xi) / (q N),    xi standard normal
 

@@ -31,7 +31,7 @@ class Scaffold(LocalStrategy):
     Source: Karimireddy et al., arXiv 1910.06378, algorithm 1, option II.
     """
 
-    client_memory = True
+    client_memory = ("control",)
     weight_by: Literal["clients"] = "clients"
     server_lr: Positive = 1.0
 

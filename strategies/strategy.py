@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor, nn
 
-from fedvision.arrays import Named, array_records, config_of, metrics_of, pack, unpack
+from fedvision.arrays import Named, array_records, config_of, held_bytes, metrics_of, pack, unpack
 from fedvision.data import Examples
 from fedvision.errors import AggregationError, EngineError, ExperimentError, TooFewAnswersError
 from fedvision.learners.learner import Learner
@@ -32,6 +32,12 @@ log = logging.getLogger("fedvision")
 
 Records = Mapping[str, Named]
 """Named arrays by record, such as ``{"gradient": {...}, "buffers": {...}}``."""
+
+HEADER_BYTES = 1024
+"""How much more than its values an array may take in an answer."""
+
+MOST_METRICS = 1000
+"""How many numbers an answer may have."""
 
 UNTRAINED = "untrained"
 """The record of an answer that says which arrays each of the others leaves out, if any does."""
@@ -220,14 +226,16 @@ class Strategy(FlowerStrategy):
         failures: those that failed or were refused.
         answered: how many answers were accepted.
         guard: what stands before the clients' answers under client-level privacy; see ``protect``.
-        client_memory: whether the client half keeps anything in ``silo.state`` from one round to the next.
+        heard: the round of each client's latest answer that was counted, where clients keep anything; see ``remember``.
+        client_memory: the records of ``silo.state`` that the client half keeps from one round to the next. They are taken back where the
+            server did not count the answer that they came to be with.
         per_example: whether it needs the gradient of each example, of a loss that is a mean over them.
         partial: whether answers leave out the arrays that no gradient reached, as the decoder of what a silo has no data of. Each array
             is then combined over those who trained it, with their weights, and one that nobody trained stays as it is. If not, what
             was not trained counts as unchanged, or as a gradient of zero. See decision 0013.
     """
 
-    client_memory: ClassVar[bool] = False
+    client_memory: ClassVar[tuple[str, ...]] = ()
     per_example: ClassVar[bool] = False
     partial: ClassVar[bool] = False
     fraction: PositiveFraction = 1.0
@@ -240,6 +248,7 @@ class Strategy(FlowerStrategy):
     failures: list[Failure] = field(default_factory=list, init=False)
     answered: int = field(default=0, init=False)
     guard: Guard | None = field(default=None, init=False)
+    heard: dict[int, int] | None = field(default=None, init=False)
 
     # ---- what an algorithm says --------------------------------------------------------------------------------
 
@@ -279,6 +288,21 @@ class Strategy(FlowerStrategy):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a ``state``."""
 
+    @property
+    def joint(self) -> bool:
+        """Whether this round's answers hold only together, since each was computed from statistics of the whole cohort.
+
+        If somebody leaves between the phases, the round is asked for again of those who are left.
+        """
+        return False
+
+    def remember(self) -> None:
+        """Tell clients from now on which of their answers was the latest that counted: they keep something that must agree with it.
+
+        Not under client-level privacy, where clients must not learn who was in a cohort.
+        """
+        self.heard = {} if self.guard is None else None
+
     def protect(self, privacy: Privacy, rounds: int, trained: AbstractSet[str]) -> None:
         """Take only clipped and noised means of the clients' parameters from now on, and draw cohorts as the accountant assumes.
 
@@ -304,8 +328,8 @@ class Strategy(FlowerStrategy):
         self.failures = []
         self.cohort = self._sample(server_round, "cohort", self.fraction, grid)
         config["server-round"] = server_round
-        content = self.prepare(RecordDict({"arrays": arrays, "config": config}), lambda asked: self._ask(asked, grid))
-        return [Message(content, dst_node_id=node, message_type="train") for node in self.cohort]
+        self._again = lambda: grid.send_and_receive(self._messages(arrays, config, grid))
+        return self._messages(arrays, config, grid)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """The next global model and the clients' mean metrics; answers are folded one by one as they arrive.
@@ -313,13 +337,12 @@ class Strategy(FlowerStrategy):
         Raises:
             AggregationError: fewer than ``min_clients`` answers could be used.
         """
-        accumulators = self.accumulators()
-        expected = Inspection(self._arrays, frozenset(accumulators), self.partial)
-        accumulators["buffers"] = ArithmeticMean()
-        means = WeightedMeans()
-        for content in self._contents(replies, expected.fault):
-            self._fold(content, accumulators, means)
-            del content  # or this answer would stay alive while the next is computed
+        accumulators, means = self._folded(replies)
+        while self.joint and 0 < means.count < len(self.cohort):
+            left = sorted(set(self.cohort) - self._counted.keys())
+            log.warning("round %d: no usable answers from clients %s; the %d others are asked again", server_round, left, means.count)
+            self.cohort = list(self._counted)
+            accumulators, means = self._folded(self._again())
         self.answered = means.count
         self._require(means.count, server_round)
         aggregates = {name: accumulator.result() for name, accumulator in accumulators.items() if accumulator.count}
@@ -328,6 +351,8 @@ class Strategy(FlowerStrategy):
             aggregates = dict(self.guard.released(sums, self._arrays, means.count, self.population, server_round))
         following = {**self._arrays, **aggregates.pop("buffers", {})}
         following.update(self.server_update(self._arrays, aggregates))
+        if self.heard is not None:
+            self.heard.update(dict.fromkeys(self._counted, server_round))
         return pack(following), MetricRecord({**means.result()})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -365,13 +390,29 @@ class Strategy(FlowerStrategy):
         chosen = numpy_generator(self.seed, purpose, server_round).choice(len(nodes), size, replace=False)
         return [nodes[i] for i in sorted(chosen)]
 
+    def _messages(self, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> list[Message]:
+        """What the cohort is asked."""
+        if self.heard is not None:
+            config["cohort"], config["heard"] = self.cohort, [self.heard.get(client, 0) for client in self.cohort]
+        content = self.prepare(RecordDict({"arrays": arrays, "config": config}), lambda asked: self._ask(asked, grid))
+        return [Message(content, dst_node_id=node, message_type="train") for node in self.cohort]
+
     def _ask(self, content: RecordDict, grid: Grid) -> Iterator[RecordDict]:
         messages = [Message(content, dst_node_id=node, message_type="query.statistics") for node in self.cohort]
-        answered = []
         for reply in self._accepted(grid.send_and_receive(messages), Inspection(self._arrays).fault):
-            answered.append(reply.metadata.src_node_id)
             yield reply.content
-        self.cohort = answered
+        self.cohort = list(self._counted)
+
+    def _folded(self, replies: Iterable[Message]) -> tuple[dict[str, Fold], "WeightedMeans"]:
+        """The answers of a round, each folded in as it arrives, and their numbers."""
+        accumulators = self.accumulators()
+        expected = Inspection(self._arrays, frozenset(accumulators), self.partial)
+        accumulators["buffers"] = ArithmeticMean()
+        means = WeightedMeans()
+        for content in self._contents(replies, expected.fault):
+            self._fold(content, accumulators, means)
+            del content  # or this answer would stay alive while the next is computed
+        return accumulators, means
 
     def _fold(self, content: RecordDict, accumulators: Mapping[str, Fold], means: "WeightedMeans") -> None:
         weight = self._weight(content)
@@ -391,17 +432,17 @@ class Strategy(FlowerStrategy):
 
     def _accepted(self, replies: Iterable[Message], fault: Callable[[RecordDict], str | None]) -> Iterator[Message]:
         """The replies that can be used; the others are noted with their reasons."""
-        seen: set[int] = set()
+        self._counted: dict[int, None] = {}
         for reply in replies:
             client = reply.metadata.src_node_id
             if reply.has_error():
                 reason: str | None = reply.error.reason or f"error {reply.error.code}"
-            elif client in seen:
+            elif client in self._counted:
                 reason = "answered twice; the second answer is ignored"
             else:
                 reason = _bad_metrics(reply.content) or fault(reply.content)
             if reason is None:
-                seen.add(client)
+                self._counted[client] = None
                 yield reply
             else:
                 self.failures.append(Failure(client, reason))
@@ -440,12 +481,16 @@ class Inspection:
         self._records = records
         self._partial = partial
         self._first: dict[str, dict[str, str]] | None = None
+        self._most = sum(2 * tensor.nbytes + HEADER_BYTES for tensor in model.values())
 
     def fault(self, content: RecordDict) -> str | None:
         """Why an answer cannot be used: a missing or foreign record or array, a wrong shape or type, a NaN; or None."""
         given = array_records(content).keys() - {"buffers"}
         if not given or given != (self._records or given):
             return f"the answer has the records {sorted(given)}, expected {sorted(self._records or ['at least one'])}"
+        heaviest = max(array_records(content).items(), key=lambda item: held_bytes(item[1]))
+        if held_bytes(heaviest[1]) > self._most:
+            return f"record {heaviest[0]!r} has {held_bytes(heaviest[1])} bytes, the model's arrays take {self._most} at the most"
         try:
             records = {name: unpack(record) for name, record in array_records(content).items()}
         except Exception as error:  # whatever bytes a client sent
@@ -550,6 +595,8 @@ def _bad_metrics(content: RecordDict) -> str | None:
     metrics = metrics_of(content)
     if "num-examples" not in metrics:
         return "the answer has no 'metrics' record with 'num-examples'"
+    if len(metrics) > MOST_METRICS:
+        return f"the answer has {len(metrics)} metrics, expected at most {MOST_METRICS}"
     lists = [name for name, value in metrics.items() if not isinstance(value, int | float)]
     if lists:
         return f"metric {lists[0]!r} is {metrics[lists[0]]!r}, expected a number"

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from benchmarks.deploy.coordinator import Coordinator
-from benchmarks.deploy.keys import public_keys
+from benchmarks.deploy.keys import names_of, public_keys
 from fedvision.errors import EngineError
 
 SOON = timedelta(days=30)
@@ -60,12 +60,12 @@ def certificates(folder: Path, host: str, now: datetime) -> Iterator[Finding]:
     """The server's certificate: who signed it, when it is valid, which names it has."""
     served = x509.load_pem_x509_certificate((folder / "server.crt").read_bytes())
     issuer = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
-    renew = "make new ones with `fedvision deploy keys`, and give every silo its new folder"
+    renew = "renew it with `fedvision deploy renew`"
     try:
         served.verify_directly_issued_by(issuer)
         yield Finding("server.crt", "signed by ca.crt", True)
     except (ValueError, TypeError, InvalidSignature):
-        yield Finding("server.crt", f"not signed by the authority of ca.crt; {renew}", False)
+        yield Finding("server.crt", f"not signed by the authority of ca.crt; {renew} where that authority is", False)
     for name, certificate in (("ca.crt", issuer), ("server.crt", served)):
         begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         span = f"valid from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC"
@@ -73,9 +73,9 @@ def certificates(folder: Path, host: str, now: datetime) -> Iterator[Finding]:
             yield Finding(name, f"{span}, and it is {now:%Y-%m-%d %H:%M}; {renew}", False)
         else:
             yield Finding(name, span + (f", soon to be renewed: {renew}" if end - now < SOON else ""), True)
-    names = _names(served)
+    names = names_of(served)
     told = f"names {', '.join(names)}"
-    yield Finding("server.crt", told if host in names else f"{told}, but not {host}; add --name {host} when you {renew}", host in names)
+    yield Finding("server.crt", told if host in names else f"{told}, but not {host}; {renew} --name {host}", host in names)
 
 
 def _secrets(folder: Path) -> Iterator[Finding]:
@@ -115,11 +115,3 @@ def _registered(folder: Path, connection: str) -> Finding:
     if len(nodes) < len(keys):
         return Finding("registered silos", f"{fact}; run `fedvision deploy register`", False)
     return Finding("registered silos", fact if online == len(keys) else f"{fact}; start the others", online == len(keys))
-
-
-def _names(certificate: x509.Certificate) -> list[str]:
-    try:
-        named = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return []
-    return [str(name.value) for name in named]

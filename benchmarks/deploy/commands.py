@@ -24,6 +24,12 @@ KeysOption = Annotated[Path, typer.Option("--keys", envvar=KEYS, help="The coord
 AddressOption = Annotated[str, typer.Option(help="Where silos reach the coordinator, host:port.")]
 
 
+NameOption = Annotated[list[str] | None, typer.Option(help="A host name or address of the coordinator. May be repeated.")]
+SilosOption = Annotated[int, typer.Option(min=1, help="How many.")]
+DaysOption = Annotated[int, typer.Option(min=1, help="How long the server's certificate is valid.")]
+FederationArgument = Annotated[Path, typer.Argument(help="The folder that `deploy keys` made.")]
+
+
 class Places(StrEnum):
     """Where the services of the compose file run on one machine."""
 
@@ -34,9 +40,9 @@ class Places(StrEnum):
 
 @app.command()
 def keys(
-    name: Annotated[list[str] | None, typer.Option(help="A host name or address of the coordinator. May be repeated.")] = None,
-    silos: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
-    days: Annotated[int, typer.Option(min=1, help="How long the server's certificate is valid.")] = 397,
+    name: NameOption = None,
+    silos: SilosOption = 3,
+    days: DaysOption = 397,
     out: Annotated[Path, typer.Option(help="The folder to make.")] = Path("federation"),
 ) -> None:
     """Make an authority, the coordinator's certificate and the silos' keys; nothing is ever overwritten."""
@@ -49,6 +55,28 @@ def keys(
         *((made.silo(number), "for this silo alone") for number in range(silos)),
     ]:
         console.print(f"{folder}: {purpose}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def renew(
+    folder: FederationArgument = Path("federation"),
+    name: NameOption = None,
+    days: DaysOption = 397,
+) -> None:
+    """Give the coordinator a new certificate of the same authority; silos keep what they have."""
+    from benchmarks.deploy.keys import Federation
+
+    Federation(folder.absolute()).renew(name or [], days)
+    console.print(f"{folder / 'coordinator'}: a new certificate; start the SuperLink again", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def admit(folder: FederationArgument = Path("federation"), silos: SilosOption = 1) -> None:
+    """Make keys for further silos."""
+    from benchmarks.deploy.keys import Federation
+
+    for made in Federation(folder.absolute()).admit(silos):
+        console.print(f"{made}: for this silo alone", soft_wrap=True, highlight=False)
 
 
 @app.command()

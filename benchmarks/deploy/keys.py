@@ -10,7 +10,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP384R1, EllipticCurvePrivateKey, generate_private_key
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedvision.errors import EngineError
@@ -129,29 +129,81 @@ class Federation:
         made, now = cls(folder.absolute()), now or datetime.now(UTC)
         issuer = authority(now)
         signed = server(issuer, list(dict.fromkeys([*NAMES, *names])), now, days)
-        for path, content, secret in made._files(issuer, signed, silos):
+        for path, content, secret in made._files(issuer, signed):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write(path, content, secret)
         for name in ("runs", "state"):
             (made.folder / name).mkdir()
-        for number in range(silos):
-            (made.silo(number) / "data").mkdir()
+        made._admit(issuer, range(silos))
         return made
 
-    def _files(self, issuer: Pair, signed: Pair, silos: int) -> Iterator[tuple[Path, bytes, bool]]:
-        """Each file, its content, and whether only its owner may read it."""
+    def renew(self, names: Sequence[str], days: int, now: datetime | None = None) -> None:
+        """Replace the coordinator's certificate and key by new ones of the same authority; silos keep what they have.
+
+        Args:
+            names: host names and addresses of the coordinator, besides those of the present certificate.
+            days: how long the new certificate is valid.
+            now: when it is made.
+
+        Raises:
+            EngineError: the authority's key is not here.
+        """
+        present = x509.load_pem_x509_certificate((self.coordinator / "server.crt").read_bytes())
+        signed = server(self._issuer(), list(dict.fromkeys([*names_of(present), *names])), now or datetime.now(UTC), days)
+        for path, content, secret in (("server.key", signed.key_pem, True), ("server.crt", signed.certificate_pem, False)):
+            new = self.coordinator / f"{path}.new"
+            new.unlink(missing_ok=True)
+            write(new, content, secret)
+            new.replace(self.coordinator / path)
+
+    def admit(self, silos: int) -> list[Path]:
+        """Make keys for further silos; their folders.
+
+        Raises:
+            EngineError: the authority's key is not here.
+        """
+        known = len(public_keys(self.coordinator))
+        numbers = range(known, known + silos)
+        self._admit(self._issuer(), numbers)
+        return [self.silo(number) for number in numbers]
+
+    def _admit(self, issuer: Pair, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            private, public = node()
+            for path, content, secret in (
+                (self.silo(number) / "ca.crt", issuer.certificate_pem, False),
+                (self.silo(number) / "node.key", private, True),
+                (self.silo(number) / "silo.toml", SILO.encode(), False),
+                (self.coordinator / "nodes" / f"silo{number}.pub", public, False),
+            ):
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                write(path, content, secret)
+            (self.silo(number) / "data").mkdir()
+            (self.silo(number) / "state").mkdir()
+
+    def _issuer(self) -> Pair:
+        """The authority.
+
+        Raises:
+            EngineError: its key is not here.
+        """
+        folder = self.folder / "authority"
+        try:
+            key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
+            certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+        except (OSError, ValueError) as error:
+            raise EngineError(f"{folder}: the authority cannot sign ({error}); bring its folder back from where it is kept") from error
+        assert isinstance(key, EllipticCurvePrivateKey)
+        return Pair(certificate, key)
+
+    def _files(self, issuer: Pair, signed: Pair) -> Iterator[tuple[Path, bytes, bool]]:
+        """Each file of authority and coordinator, its content, and whether only its owner may read it."""
         yield self.folder / "authority" / "ca.key", issuer.key_pem, True
         yield self.folder / "authority" / "ca.crt", issuer.certificate_pem, False
         yield self.coordinator / "ca.crt", issuer.certificate_pem, False
         yield self.coordinator / "server.crt", signed.certificate_pem, False
         yield self.coordinator / "server.key", signed.key_pem, True
         yield self.coordinator / "superexec.secret", secrets.token_hex(32).encode(), True
-        for number in range(silos):
-            private, public = node()
-            yield self.silo(number) / "ca.crt", issuer.certificate_pem, False
-            yield self.silo(number) / "node.key", private, True
-            yield self.silo(number) / "silo.toml", SILO.encode(), False
-            yield self.coordinator / "nodes" / f"silo{number}.pub", public, False
 
 
 def public_keys(coordinator: Path) -> dict[str, Path]:
@@ -167,6 +219,15 @@ def public_keys(coordinator: Path) -> dict[str, Path]:
     if not found:
         raise EngineError(f"{coordinator / 'nodes'} has no public keys of silos; make them with `fedvision deploy keys`, or name --keys")
     return found
+
+
+def names_of(certificate: x509.Certificate) -> list[str]:
+    """The host names and addresses that a certificate is for."""
+    try:
+        named = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [str(name.value) for name in named]
 
 
 def write(path: Path, content: bytes, secret: bool) -> None:

@@ -27,9 +27,9 @@ from benchmarks.speed.results import machine
 from fedvision.assembly import Assembly
 from fedvision.backbones import backbone, resolution
 from fedvision.errors import FedVisionError, RunError
+from fedvision.files import write_atomically
 from fedvision.folding import folded
 from fedvision.seeds import generator
-from server.folder import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from benchmarks.speed import aggregation, figures
 from benchmarks.speed.jobs import JOBS
 from benchmarks.speed.methods import IN_PROCESS, METHODS, PLAIN, PLAIN_TWO, RAY_ONE, RAY_TWO
 from benchmarks.speed.results import Point, Results, Target, medians, targets
-from server.folder import write_atomically
+from fedvision.files import write_atomically
 
 OURS = (IN_PROCESS, RAY_ONE, RAY_TWO)
 ABSENT = "–"

@@ -1,6 +1,7 @@
 """Flower's own runtime: server and clients run where a SuperLink starts them."""
 
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -22,13 +23,15 @@ from fedvision.grids.local_superlink import LOCAL, commands, last_words, local_s
 from fedvision.grids.runtime import Runtime
 from fedvision.grids.workplace import PACKAGES, check_gpus_seen
 from fedvision.registry import engines
-from fedvision.settings import NonNegative
+from fedvision.settings import NonNegative, Positive
+
+log = logging.getLogger("fedvision")
 
 RUNS = "FEDVISION_RUNS"
 """The environment variable that says where a ServerApp of Flower's keeps runs: ``runs`` in its current folder if not set."""
 
-NEWS_SECONDS, STATUS_SECONDS = 0.2, 5.0
-"""How often to look for new rows; how often to ask for the status of a run whose log has ended before it."""
+NEWS_SECONDS, STATUS_SECONDS, PATIENCE_SECONDS = 0.2, 5.0, 300.0
+"""How often to look for new rows, and to ask for the status of a run whose log has ended before it; how long to wait for an answer."""
 
 
 @engines("flower")
@@ -40,12 +43,14 @@ class FlowerRuntime(Runtime):
         connection: a SuperLink connection of Flower's ``config.toml``; ``local``: a simulation on this machine, with
             a SuperLink that is started for the run and ended after it.
         runs: for other connections: where the folder with the coordinator's runs is mounted on this machine.
+        deadline: seconds until an answer to the server's messages comes too late and counts as lost; none if not given.
         gpus_per_worker: of a simulation: the share of a GPU that Ray sets aside for each worker.
         device: where server and clients compute: ``cpu`` or ``cuda``.
     """
 
     connection: str = LOCAL
     runs: str = ""
+    deadline: Positive | None = None
     gpus_per_worker: NonNegative = 0.0
     device: str = "cpu"
 
@@ -111,6 +116,7 @@ class Submission:
         self._scratch = scratch
         self._log = scratch / "flower.log"
         self._described: dict[str, Any] = {}
+        self._patience = PATIENCE_SECONDS
 
     def follow(self, experiment: Experiment, federation: str) -> Generator[None, None, None]:
         """Submit the run; yield until it has ended, and stop it if that is cut short."""
@@ -118,15 +124,15 @@ class Submission:
         config.write_text(tomli_w.dumps({"experiment": experiment.to_toml(), "overrides": ""}))
         line = ["flwr", "run", str(_app()), self._connection, "--stream", "--run-config", str(config)]
         line += ["--federation-config", federation] if federation else []
-        with self._log.open("wb") as log:
+        with self._log.open("wb") as file:
             streaming = subprocess.Popen(
-                line, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                line, env=self._environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
             )
         try:
             while streaming.poll() is None:
                 yield
                 time.sleep(NEWS_SECONDS)
-            while not self._status().startswith("finished"):
+            while not self._finished():
                 yield
                 time.sleep(STATUS_SECONDS)
         except BaseException:
@@ -152,7 +158,30 @@ class Submission:
         kept = shutil.copy(self._log, folder / "flower.log")
         details = str(self._described.get("status-details", "")).replace(str(theirs), str(folder))
         cause = re.sub(r"^(ServerApp|Simulation) failed with exception: ", "", details)
-        raise EngineError(f"Flower's run {self._described['run-id']} is {self._status()}: {cause} (its log: {kept})")
+        ended = f"Flower's run {self._described['run-id']} is {self._status()}: {cause}"
+        raise EngineError(f"{ended}; what is done is kept: mend the cause and go on with --resume (its log: {kept})")
+
+    def _finished(self) -> bool:
+        """Whether the run has ended; a SuperLink that does not answer is taken for one that is started again, for a while.
+
+        Raises:
+            EngineError: it has not answered for too long.
+        """
+        try:
+            ended = self._status().startswith("finished")
+        except EngineError as error:
+            self._patience -= STATUS_SECONDS
+            if self._patience < 0 or self._number() is None:
+                raise
+            log.warning("the SuperLink does not answer; the run may go on: %s", error)
+            return False
+        self._patience = PATIENCE_SECONDS
+        return ended
+
+    def _number(self) -> str | None:
+        """Flower's number of the run; None before it has one."""
+        found = re.search(r"started run (\d+)", self._log.read_text(errors="replace"))
+        return found and found[1]
 
     def _status(self) -> str:
         """``pending``, ``starting``, ``running``, or how the run has finished."""
@@ -161,20 +190,24 @@ class Submission:
         return str(self._described["status"])
 
     def _list(self) -> dict[str, Any]:
-        found = re.search(r"started run (\d+)", self._log.read_text(errors="replace"))
-        if found is None:
+        number = self._number()
+        if number is None:
             raise EngineError(f"`flwr run` on the connection {self._connection!r} failed: {last_words(self._log)}")
-        listed = self._command("list", self._connection, "--run-id", found[1], "--format", "json")
+        listed = self._command("list", self._connection, "--run-id", number, "--format", "json")
         try:
-            return dict(json.loads(listed.stdout)["runs"][0])
-        except (ValueError, LookupError):
-            said = (listed.stdout + listed.stderr).strip() or "nothing"
-            raise EngineError(f"`flwr list {self._connection}` says nothing about run {found[1]}, but: {said}") from None
+            answer = json.loads(listed.stdout)
+            return dict(answer["runs"][0])
+        except ValueError:
+            said = listed.stdout + listed.stderr
+        except LookupError:
+            said = str(answer.get("error-message", listed.stdout))
+        told = " ".join(said.split()) or "nothing"
+        raise EngineError(f"`flwr list {self._connection}` does not tell of run {number}, but says: {told}")
 
     def _stop(self) -> None:
-        found = re.search(r"started run (\d+)", self._log.read_text(errors="replace"))
-        if found is not None and self._connection != LOCAL:  # our own SuperLink ends with the run
-            self._command("stop", found[1], self._connection)
+        number = self._number()
+        if number is not None and self._connection != LOCAL:  # our own SuperLink ends with the run
+            self._command("stop", number, self._connection)
 
     def _command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(["flwr", *arguments], env=self._environment, capture_output=True, text=True, check=False)

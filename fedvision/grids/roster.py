@@ -1,23 +1,27 @@
 """The roster: clients by their partition ids, whatever node ids Flower gave them."""
 
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any, NoReturn
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedvision.arrays import config_of
 from fedvision.errors import EngineError
+from fedvision.grids.exchange import ROLL_CALL, Exchange, named, reason_of
 from fedvision.grids.passing import PassingGrid
 
-ROLL_CALL = "query.roster"
-"""The message that asks a node which partition it holds."""
+log = logging.getLogger("fedvision")
 
-NODE_GONE = 5
-"""Flower's error code for a node that is not connected."""
+STATE = "state"
+"""The key of a node's configuration that names a folder in which the silo keeps what its client keeps from round to round."""
+
+LATE = 3
+"""Flower's error code for a message that has expired."""
 
 LATECOMER_SECONDS = 60.0
 """How long a round waits for a node to say what it holds that came after the others."""
@@ -29,7 +33,8 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
 def present(message: Message, context: Context) -> Message:
     """In the client: the answer to the roll call: versions, and -1 for what the node's configuration leaves out."""
     held = {name: int(context.node_config.get(name, -1)) for name in ("partition-id", "num-partitions")}
-    return Message(RecordDict({"config": ConfigRecord({**held, "versions": versions()})}), reply_to=message)
+    config = ConfigRecord({**held, "keeps": STATE in context.node_config, "versions": versions()})
+    return Message(RecordDict({"config": config}), reply_to=message)
 
 
 def versions() -> str:
@@ -43,38 +48,49 @@ class Roster(PassingGrid):
     Flower gives nodes random ids, so the same seed would draw other cohorts in every run. Here a node is its partition,
     as in the in-process grid. Each node is asked once; nodes that come later are asked when they are first seen.
 
-    Answers are a stream in partition-id order, each yielded as soon as those before it have come. A node that cannot be
-    reached becomes an error reply of its client.
+    Whoever is connected, the clients are the same, and so are the cohorts drawn from them: a client whose node is not connected, cannot be
+    reached or is too late answers with an error; a message that is lost on the way is sent again, see ``Exchange``. Answers are a
+    stream in partition-id order, each yielded as soon as those before it have come.
 
     Args:
         grid: of Flower's.
         clients: how many partitions there are.
-        seconds: how long to wait until every partition has a node.
+        seconds: how long to wait for nodes: until every partition has one at first, until ``least`` have one in later rounds.
+        least: how many clients must be connected for a round.
+        deadline: seconds until an answer comes too late; none if not given.
     """
 
-    def __init__(self, grid: Grid, clients: int, seconds: float = 300.0) -> None:
+    def __init__(self, grid: Grid, clients: int, seconds: float = 300.0, least: int = 1, deadline: float | None = None) -> None:
         super().__init__(grid)
-        self._clients = clients
-        self._seconds = seconds
+        self._clients, self._seconds, self._least, self._deadline = clients, seconds, least, deadline
+        self._online: set[int] = set()
         self._partitions: dict[int, int] = {}
         self._nodes: dict[int, int] = {}
         self._silent: dict[int, str] = {}
+        self._keeping: set[int] = set()
         self._sent: dict[str, int] = {}
         self._complete = False
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the nodes keep on disk what their clients keep from round to round, so that it outlives this run of Flower's."""
+        self.get_node_ids()
+        return self._keeping >= self._nodes.keys()
 
     def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
         """A message to one client."""
         return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        """The partition ids of the nodes that are connected, in order; the first call waits until all are.
+        """The partition ids, in order, once enough of their nodes are connected.
 
         Raises:
-            EngineError: not all partitions have a node in time, two nodes hold the same, or one fails the roll call.
+            EngineError: too few come in time; or, before the first round, two nodes hold the same partition, or one is set up wrongly.
         """
-        if not self._complete:
-            self._gather()
-        return sorted(self._connected())
+        self._silent.clear()
+        self._gather(self._least if self._complete else self._clients)
+        self._complete = True
+        return range(self._clients)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages to partitions.
@@ -82,28 +98,39 @@ class Roster(PassingGrid):
         Raises:
             EngineError: the node of a partition has left.
         """
-        ids, lost = self._push(list(messages))
-        if lost:
-            raise EngineError(f"the nodes of the clients {_shown(sorted(lost))} have left; send to those of get_node_ids")
-        return list(ids)
+        exchange = Exchange(self._grid, self._nodes, messages)
+        if exchange.arrived:
+            raise EngineError(f"the nodes of the clients {_shown(sorted(exchange.arrived))} have left; send to those that are connected")
+        self._sent.update(exchange.awaited)
+        return list(exchange.awaited)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The answers that have come, under their partition ids; that of a dead node bears another id than its own."""
-        return [_from(self._sent.pop(reply.metadata.reply_to_message_id), reply) for reply in self._grid.pull_messages(message_ids)]
+        return [named(self._sent.pop(reply.metadata.reply_to_message_id), reply) for reply in self._grid.pull_messages(message_ids)]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """The answers in partition-id order; those that have not come after ``timeout`` seconds are left out."""
-        awaited, arrived = self._push(list(messages))
-        deadline, pause = math.inf if timeout is None else time.monotonic() + timeout, SHORTEST_PAUSE
-        for client in sorted([*awaited.values(), *arrived]):
-            while client not in arrived and time.monotonic() < deadline:
-                for reply in self.pull_messages(set(awaited)):
-                    arrived[awaited.pop(reply.metadata.reply_to_message_id)] = reply
-                if client not in arrived:
+        """The answers in partition-id order; those that have not come after ``timeout`` seconds are left out.
+
+        Without ``timeout``, those that have not come at the ``deadline`` are errors.
+        """
+        sent = list(messages)
+        if self._deadline is not None:
+            for message in sent:
+                message.metadata.ttl = self._deadline  # after which Flower does not deliver it, nor its answer
+        clients = sorted(message.metadata.dst_node_id for message in sent)
+        exchange = Exchange(self._grid, self._nodes, sent, self._keeping)
+        seconds = self._deadline if timeout is None else timeout
+        end, pause = math.inf if seconds is None else time.monotonic() + seconds, SHORTEST_PAUSE
+        for client in clients:
+            while client not in exchange.arrived and time.monotonic() < end:
+                exchange.look()
+                if client not in exchange.arrived:
                     time.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
-            if client in arrived:
-                yield arrived.pop(client)
+            if client in exchange.arrived:
+                yield exchange.arrived.pop(client)
+            elif timeout is None:
+                yield exchange.late(client, LATE, f"no answer within {seconds:g} seconds")
 
     def load_client_states(self, states: Mapping[int, RecordDict]) -> NoReturn:
         """Refuse what clients kept: over Flower's grids it stays with the nodes.
@@ -116,44 +143,65 @@ class Roster(PassingGrid):
 
     # ---- who holds what ----------------------------------------------------------------------------------------
 
-    def _gather(self) -> None:
-        """Wait until every partition has a node."""
+    def _gather(self, wanted: int) -> None:
+        """Wait until so many partitions have a node; if that takes too long, until ``least`` have."""
         deadline, pause = time.monotonic() + self._seconds, SHORTEST_PAUSE
-        while missing := sorted(set(range(self._clients)) - self._connected(deadline - time.monotonic()).keys()):
-            for node, reason in self._silent.items():
-                raise EngineError(f"node {node} did not say which partition it holds: {reason}; mend that silo, then run again")
-            if time.monotonic() >= deadline:
-                came = f"{self._clients - len(missing)} of {self._clients} clients came within {self._seconds:g} seconds"
-                raise EngineError(f"{came}, those of the partitions {_shown(missing)} did not; start their nodes, then run again")
+        while len(self._connected(deadline - time.monotonic())) < wanted:
+            hopeless = len(self._nodes) + len(self._silent) >= wanted  # the others are there, but do not answer
+            if hopeless or time.monotonic() >= deadline:
+                self._go_on_with_fewer("" if hopeless else f" within {self._seconds:g} seconds")
+                return
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-        self._complete = True
+
+    def _go_on_with_fewer(self, within: str) -> None:
+        """Say who is missing.
+
+        Raises:
+            EngineError: too many are.
+        """
+        missing = sorted(set(range(self._clients)) - self._nodes.keys())
+        came = f"{len(self._nodes)} of {self._clients} clients came{within}, those of the partitions {_shown(missing)} did not"
+        said = "; ".join([came, *(f"node {node} did not say which partition it holds: {reason}" for node, reason in self._silent.items())])
+        if len(self._nodes) < self._least:
+            raise EngineError(f"{said}. strategy.min_clients = {self._least}; start or mend the others, then run again")
+        log.warning("%s; the round goes on without them", said)
 
     def _connected(self, seconds: float = LATECOMER_SECONDS) -> dict[int, int]:
         """The node of each partition among those connected now; strangers are asked first."""
-        connected = set(self._grid.get_node_ids())
-        strangers = sorted(connected - self._partitions.keys() - self._silent.keys())
+        self._online = set(self._grid.get_node_ids())
+        strangers = sorted(self._online - self._partitions.keys() - self._silent.keys())
         if strangers:
-            self._call(strangers, max(seconds, SHORTEST_PAUSE))
-        self._nodes = {partition: node for node, partition in self._partitions.items() if node in connected}
+            self._call(strangers, max(min(seconds, LATECOMER_SECONDS) if self._complete else seconds, SHORTEST_PAUSE))
+        self._nodes = {partition: node for node, partition in self._partitions.items() if node in self._online}
         return self._nodes
 
     def _call(self, nodes: list[int], seconds: float) -> None:
         """Ask nodes which partitions they hold."""
         messages = [Message(RecordDict({"config": ConfigRecord()}), dst_node_id=node, message_type=ROLL_CALL) for node in nodes]
         replies = {reply.metadata.reply_to_message_id: reply for reply in self._grid.send_and_receive(messages, timeout=seconds)}
-        found: dict[int, int] = {}
         for node, message in zip(nodes, messages, strict=True):
             reply = replies.get(message.metadata.message_id)
             if reply is None or reply.has_error():
-                self._silent[node] = f"no answer within {seconds:.0f} seconds" if reply is None else _reason(reply)
+                self._silent[node] = f"no answer within {seconds:.0f} seconds" if reply is None else reason_of(reply)
                 continue
-            partition = self._checked(node, config_of(reply.content))
-            if partition in found:
-                both = f"nodes {found[partition]} and {node} both hold partition {partition}"
-                raise EngineError(f"{both}; give each silo a partition-id of its own")
-            found[partition] = node
-        self._partitions.update({node: partition for partition, node in found.items()})
+            try:
+                self._enter(node, config_of(reply.content))
+            except EngineError as error:
+                if not self._complete:
+                    raise
+                self._silent[node] = str(error)
+
+    def _enter(self, node: int, held: Mapping[str, Any]) -> None:
+        """Note which partition a node holds."""
+        partition = self._checked(node, held)
+        others = [other for other, theirs in self._partitions.items() if theirs == partition and other in self._online]
+        if others:
+            raise EngineError(f"nodes {others[0]} and {node} both hold partition {partition}; give each silo a partition-id of its own")
+        self._partitions = {other: theirs for other, theirs in self._partitions.items() if theirs != partition}
+        self._partitions[node] = partition
+        if held.get("keeps", False):
+            self._keeping.add(partition)
 
     def _checked(self, node: int, held: Mapping[str, Any]) -> int:
         """The partition that a node says it holds, if it can be, and if it runs what runs here."""
@@ -168,34 +216,6 @@ class Roster(PassingGrid):
             said = "no partition" if partition == -1 else f"partition {partition}"
             raise EngineError(f"node {node} holds {said}; start it with --node-config 'partition-id=N', N from 0 to {self._clients - 1}")
         return partition
-
-    def _push(self, messages: list[Message]) -> tuple[dict[str, int], dict[int, Message]]:
-        """Send messages to partitions.
-
-        Returns:
-            The client of each accepted message by the message's id, and error replies of clients whose nodes have left.
-        """
-        clients = [message.metadata.dst_node_id for message in messages]
-        for message, client in zip(messages, clients, strict=True):
-            message.metadata.dst_node_id = self._nodes[client]
-        accepted = set(self._grid.push_messages(messages))
-        awaited, lost = {}, {}
-        for message, client in zip(messages, clients, strict=True):
-            if message.metadata.message_id in accepted:
-                awaited[message.metadata.message_id] = client
-            else:
-                lost[client] = _from(client, Message(Error(NODE_GONE, "its node has left the federation"), reply_to=message))
-        self._sent.update(awaited)
-        return awaited, lost
-
-
-def _from(client: int, reply: Message) -> Message:
-    reply.metadata.__dict__["_src_node_id"] = client
-    return reply
-
-
-def _reason(reply: Message) -> str:
-    return reply.error.reason or f"error {reply.error.code}"
 
 
 def _shown(partitions: list[int]) -> str:

@@ -35,7 +35,7 @@ def test_each_silo_has_a_key_of_its_own_and_nobody_elses(federation):
     pairs = {}
     for number in range(3):
         folder = federation.silo(number)
-        assert sorted(path.name for path in folder.iterdir()) == ["ca.crt", "data", "node.key", "silo.toml"]
+        assert sorted(path.name for path in folder.iterdir()) == ["ca.crt", "data", "node.key", "silo.toml", "state"]
         private = load_ssh_private_key((folder / "node.key").read_bytes(), None)
         public = load_ssh_public_key(keys.public_keys(federation.coordinator)[f"silo{number}"].read_bytes())
         assert private.public_key().public_numbers() == public.public_numbers()
@@ -49,6 +49,38 @@ def test_keys_are_never_overwritten(fedvision, here):
     again = fedvision("deploy", "keys", "--out", "made")
     assert again.status == 1 and "never overwritten" in " ".join(again.err.split())
     assert (here / "made" / "authority" / "ca.key").read_bytes() == before
+
+
+def test_a_certificate_is_renewed_without_the_silos(fedvision, here):
+    assert fedvision("deploy", "keys", "--out", "made", "--name", "hospital.example").status == 0
+    federation = keys.Federation(here / "made")
+    before = {path: path.read_bytes() for path in federation.folder.rglob("*") if path.is_file()}
+    later = datetime.now(UTC) + timedelta(days=500)
+    assert not all(found.good for found in certificates(federation.coordinator, "hospital.example", later))
+    assert fedvision("deploy", "renew", "made", "--days", 800, "--name", "10.0.0.9").status == 0
+    for host in ("hospital.example", "10.0.0.9", "superlink"):
+        assert all(found.good for found in certificates(federation.coordinator, host, later))
+    changed = {path.name for path in federation.folder.rglob("*") if path.is_file() and path.read_bytes() != before.get(path)}
+    assert changed == {"server.crt", "server.key"}
+    assert stat.S_IMODE((federation.coordinator / "server.key").stat().st_mode) == 0o600
+
+
+def test_a_silo_is_admitted_to_what_there_is(fedvision, here):
+    assert fedvision("deploy", "keys", "--out", "made", "--silos", 2).status == 0
+    before = {path: path.read_bytes() for path in (here / "made").rglob("*") if path.is_file()}
+    admitted = fedvision("deploy", "admit", "made")
+    assert admitted.status == 0 and "silo2: for this silo alone" in " ".join(admitted.out.split())
+    assert sorted(keys.public_keys(here / "made" / "coordinator")) == ["silo0", "silo1", "silo2"]
+    assert sorted(path.name for path in (here / "made" / "silo2").iterdir()) == ["ca.crt", "data", "node.key", "silo.toml", "state"]
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_without_the_authority_nothing_is_signed(fedvision, here):
+    assert fedvision("deploy", "keys", "--out", "made").status == 0
+    (here / "made" / "authority" / "ca.key").unlink()
+    for command in ("renew", "admit"):
+        ended = fedvision("deploy", command, "made")
+        assert ended.status == 1 and "the authority cannot sign" in " ".join(ended.err.split())
 
 
 @pytest.mark.parametrize("host", ["hospital.example", "10.0.0.7", "superlink", "127.0.0.1"])
@@ -94,6 +126,7 @@ def test_there_are_as_many_silos_as_the_demonstration_makes(known):
 
 def test_each_party_sees_its_own_folder(known, federation):
     assert known["silo1"].mounts["/keys"] == federation.silo(1)
+    assert known["silo1"].mounts["/state"] == federation.silo(1) / "state"
     assert {known[name].mounts["/keys"] for name in ("superlink", "superexec", "cli")} == {federation.coordinator}
 
 

@@ -14,7 +14,7 @@ from benchmarks import run, runs
 from fedvision.data import FederatedData
 from fedvision.errors import EngineError, ExperimentError, RunError
 from fedvision.experiment import Experiment
-from server.checkpoint import save_tensors
+from fedvision.trees import save_tensors
 from server.folder import RunFolder
 from server.record import read_rows
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import aggregation, learners, measure, plain_albef, report, scaling, steps
+from benchmarks.speed import aggregation, learners, measure, plain_albef, report, scaling, silos, steps
 from benchmarks.speed.child import Turns, decoded, encoded
 from benchmarks.speed.jobs import CONVOLUTIONS, CROSS_SILO, JOBS, MANY_SMALL
 from benchmarks.speed.measure import Whole, difference
@@ -21,7 +22,9 @@ from benchmarks.speed.methods import FLOWER, FLOWER_ONE_THREAD, IN_PROCESS, METH
 from benchmarks.speed.plain import several_processes
 from benchmarks.speed.results import Point, Ratio, Results, Target, machine, targets
 from fedvision.albef.bert import TextSize, WordModel, initialized
+from fedvision.assembly import Assembly
 from fedvision.errors import EngineError
+from fedvision.experiment import Experiment
 from fedvision.seeds import generator
 
 LOCAL = replace(MANY_SMALL, clients=6, cohort=3, examples=7, batch=3, shape=(1, 3, 3))
@@ -303,3 +306,30 @@ def test_a_step_that_fails_is_told(monkeypatch):
     monkeypatch.setattr(steps, "PUBLISHED", {})
     with pytest.raises(EngineError, match=r"(?s)the process of nothing ended with status 2; .*invalid choice"):
         steps.alone("nothing", 1)
+
+
+# ---- silos ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("megabytes", [1, 20])
+def test_the_model_of_silos_is_as_large_as_asked(megabytes):
+    assembly = Assembly.of(Experiment.load("quickstart", silos.settings(megabytes, 2)))
+    assert sum(tensor.nbytes for tensor in assembly.initial.values()) == pytest.approx(megabytes * 1e6, rel=0.02)
+
+
+def test_the_peak_of_a_federations_process_is_seen_though_it_has_become_smaller(tmp_path):
+    program = tmp_path / "flwr-clientapp"
+    program.write_text("import time\nheld = bytearray(b'1') * 150_000_000\ndel held\nprint('ready', flush=True)\ntime.sleep(60)\n")
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE) as running, silos.peaks() as found:
+        assert running.stdout is not None and running.stdout.readline() == b"ready\n"
+        while "flwr-clientapp" not in found:
+            time.sleep(0.05)
+        running.kill()
+    assert found["flwr-clientapp"] > 150_000_000
+
+
+def test_the_table_of_silos_leaves_out_rounds_that_evaluate():
+    rows = [{"round": number, "seconds": number + 0.5, "bytes_down": 6_000_000} for number in range(4)]
+    rows[0]["test_loss"] = rows[3]["test_loss"] = 1.0
+    told = silos.markdown(rows, {"flower-superlink": 147_000_000})
+    assert told.startswith("2 MB, 3 silos: 1.5 to 2.5 s a round") and "| `flower-superlink` | 147 |" in told

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from benchmarks import Run, run
 from fedvision.errors import RunError
-from server.checkpoint import save_tensors
+from fedvision.trees import save_tensors
 from server.record import read_rows
 
 BAD_DATA = """

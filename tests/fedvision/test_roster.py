@@ -10,7 +10,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from clients.app import app as client_app
 from fedvision.arrays import metrics_of
 from fedvision.errors import EngineError
-from fedvision.grids import roster
+from fedvision.grids import exchange, roster
 from fedvision.grids.roster import Roster
 
 SUPERLINK = 1
@@ -85,7 +85,7 @@ def messages(*clients: int) -> list[Message]:
 
 
 def test_nodes_are_presented_by_their_partitions():
-    assert Roster(FakeGrid(NODES), 4).get_node_ids() == [0, 1, 2, 3]
+    assert list(Roster(FakeGrid(NODES), 4).get_node_ids()) == [0, 1, 2, 3]
 
 
 def test_messages_reach_the_right_nodes_and_answers_come_in_partition_order():
@@ -130,9 +130,11 @@ def test_a_node_that_left_is_an_error_reply_and_does_not_stop_the_round():
     named = Roster(grid, 4)
     named.get_node_ids()
     del grid.nodes[55]
-    answers = list(named.send_and_receive(messages(0, 1, 2, 3)))
-    assert [(answer.metadata.src_node_id, answer.has_error()) for answer in answers] == [(0, False), (1, True), (2, False), (3, False)]
-    assert named.get_node_ids() == [0, 2, 3]
+    for _ in range(2):  # between two phases of a round; and in the next round, when it is known to have left
+        answers = list(named.send_and_receive(messages(0, 1, 2, 3)))
+        assert [(answer.metadata.src_node_id, answer.has_error()) for answer in answers] == [(0, False), (1, True), (2, False), (3, False)]
+        assert answers[1].error.reason == "its node is not connected"
+        assert list(named.get_node_ids()) == [0, 1, 2, 3]
 
 
 def test_a_silo_that_comes_back_under_another_id_takes_its_place():
@@ -141,10 +143,93 @@ def test_a_silo_that_comes_back_under_another_id_takes_its_place():
     named.get_node_ids()
     del grid.nodes[55]
     grid.nodes[99] = 1
-    assert named.get_node_ids() == [0, 1, 2, 3]
+    named.get_node_ids()
     [answer] = named.send_and_receive(messages(1))
     assert metrics_of(answer.content) == {"partition": 1}
     assert grid.asked[-1] == ("train", 99)
+
+
+@pytest.mark.parametrize("partition", [1, 7])
+def test_a_latecomer_that_is_set_up_wrongly_stops_nobody(partition, caplog):
+    grid = FakeGrid(NODES)
+    named = Roster(grid, 4, seconds=0.1, least=4)
+    named.get_node_ids()
+    grid.nodes[99] = partition  # which another node holds, or nobody can hold
+    named.get_node_ids()
+    answers = list(named.send_and_receive(messages(0, 1, 2, 3)))
+    assert [metrics_of(answer.content)["partition"] for answer in answers] == [0, 1, 2, 3]
+
+
+def test_a_run_begins_without_those_who_do_not_come_if_enough_do(caplog):
+    grid = FakeGrid({7281: 2, 90210: 0}, partitions=4)
+    named = Roster(grid, 4, seconds=0.2, least=2)
+    assert list(named.get_node_ids()) == [0, 1, 2, 3]
+    assert "2 of 4 clients came within 0.2 seconds, those of the partitions 1, 3 did not" in caplog.text
+    assert [answer.has_error() for answer in named.send_and_receive(messages(0, 1, 2, 3))] == [False, True, False, True]
+
+
+def test_a_round_waits_until_enough_are_back(monkeypatch):
+    grid = FakeGrid(NODES)
+    named = Roster(grid, 4, least=3)
+    named.get_node_ids()
+    gone = {node: grid.nodes.pop(node) for node in (55, 4242)}
+    looks = itertools.count()
+    monkeypatch.setattr(grid, "get_node_ids", lambda: list(grid.nodes | (gone if next(looks) >= 3 else {})))
+    named.get_node_ids()
+    assert next(looks) > 3
+
+
+def test_a_node_that_was_dead_at_the_start_is_asked_again():
+    grid = FakeGrid(NODES)
+    grid.dead = {55}
+    named = Roster(grid, 4)
+    named.get_node_ids()
+    assert [answer.has_error() for answer in named.send_and_receive(messages(0, 1))] == [False, True]
+    grid.dead = set()
+    named.get_node_ids()
+    assert [answer.has_error() for answer in named.send_and_receive(messages(0, 1))] == [False, False]
+
+
+def test_who_misses_the_deadline_is_an_error_and_its_answer_is_not_taken_for_a_later_one(monkeypatch):
+    grid = FakeGrid(NODES)
+    named = Roster(grid, 4, deadline=0.1)
+    named.get_node_ids()
+    slow = grid.pull_messages
+    monkeypatch.setattr(grid, "pull_messages", lambda ids: [])
+    first = list(named.send_and_receive(messages(0, 1)))
+    assert [(answer.metadata.src_node_id, answer.error.reason) for answer in first] == [
+        (0, "no answer within 0.1 seconds"),
+        (1, "no answer within 0.1 seconds"),
+    ]
+    assert [message.metadata.ttl for message in grid.waiting] == [0.1, 0.1]
+    monkeypatch.setattr(grid, "pull_messages", slow)
+    [answer] = named.send_and_receive(messages(1))
+    assert not answer.has_error()
+    assert len(grid.waiting) == 2  # those of the first exchange, which nobody asks for any more
+
+
+def test_an_exception_is_told_in_the_words_of_all_engines():
+    class Raising(FakeGrid):
+        def answer(self, message):
+            if message.metadata.message_type == roster.ROLL_CALL:
+                return super().answer(message)
+            return Message(Error(2, f"<class 'fedvision.errors.DataError'>:<'{'no picture ' * 100}'>"), reply_to=message)
+
+    named = Roster(Raising(NODES), 4)
+    named.get_node_ids()
+    [answer] = named.send_and_receive(messages(2))
+    assert answer.error.reason.startswith("DataError: no picture no picture")
+    assert len(answer.error.reason) < 600
+
+
+@pytest.mark.parametrize(("config", "keeps"), [({"state": "/state"}, True), ({}, False)])
+def test_whether_nodes_keep_what_clients_keep_is_known(config, keeps):
+    class Keeping(FakeGrid):
+        def answer(self, message):
+            node = message.metadata.dst_node_id
+            return client_app(message, Context(1, node, {"partition-id": self.nodes[node], **config}, RecordDict(), {}))
+
+    assert Roster(Keeping(NODES), 4).keeps is keeps
 
 
 def test_answers_that_do_not_come_in_time_are_left_out(monkeypatch):
@@ -168,7 +253,7 @@ def test_pushed_messages_are_pulled_under_their_clients_names():
 def test_missing_nodes_are_counted_and_named():
     grid = FakeGrid({7281: 2, 90210: 0}, partitions=4)
     with pytest.raises(EngineError, match=r"2 of 4 clients came within 0\.2 seconds, those of the partitions 1, 3 did not"):
-        Roster(grid, 4, seconds=0.2).get_node_ids()
+        Roster(grid, 4, seconds=0.2, least=3).get_node_ids()
     assert len(grid.asked) == 2
 
 
@@ -190,11 +275,11 @@ def test_nodes_that_are_set_up_wrongly_are_named(nodes, said):
         Roster(FakeGrid(nodes), 2).get_node_ids()
 
 
-def test_a_node_that_fails_the_roll_call_stops_the_start():
+def test_nodes_that_fail_the_roll_call_stop_the_start_if_too_few_are_left():
     grid = FakeGrid(NODES)
     grid.dead = {4242}
     with pytest.raises(EngineError, match="node 4242 did not say which partition it holds: Node Unavailable"):
-        Roster(grid, 4).get_node_ids()
+        Roster(grid, 4, least=4).get_node_ids()
 
 
 def test_what_clients_kept_elsewhere_is_refused():
@@ -208,6 +293,90 @@ def test_the_rest_is_passed_on():
     named.set_run(Run.create_empty(5))
     assert named.run.run_id == grid.its_run.run_id == 5
     assert named.create_message(RecordDict({"config": ConfigRecord()}), "train", 3, "g").metadata.dst_node_id == 3
+
+
+# ---- what is lost on the way ----------------------------------------------------------------------------------------
+
+
+class Silos(FakeGrid):
+    """Real silos, which keep what clients keep, take one message after the other, and may lose some.
+
+    Attributes:
+        lost: how many more messages of training, or answers to them, to lose at each node.
+        busy: how many more looks the first message of a node takes.
+    """
+
+    def __init__(self, nodes, lost=None, busy=None):
+        super().__init__(nodes)
+        self.lost, self.busy = lost or {}, busy or {}
+
+    def pull_messages(self, message_ids):
+        self.pulls += 1
+        first = {message.metadata.dst_node_id: message for message in reversed(self.waiting)}
+        replies = []
+        for node, message in first.items():
+            if self.busy.get(node, 0):
+                self.busy[node] -= 1
+                continue
+            self.waiting.remove(message)
+            if message.metadata.message_type == "train" and self.lost.get(node, 0):
+                self.lost[node] -= 1
+                continue
+            replies.append(self.answer(message))
+        return replies
+
+    def answer(self, message):
+        node = message.metadata.dst_node_id
+        if message.metadata.message_type == roster.ROLL_CALL:
+            return client_app(message, Context(1, node, {"partition-id": self.nodes[node], "state": "/state"}, RecordDict(), {}))
+        return super().answer(message)
+
+    def trained(self, node):
+        return self.asked.count(("train", node))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_message_or_an_answer_that_is_lost_is_sent_again(times, monkeypatch, caplog):
+    monkeypatch.setattr(exchange, "SILENT_SECONDS", 0.02)
+    grid = Silos(NODES, lost={55: times})
+    named = Roster(grid, 4)
+    named.get_node_ids()
+    answers = list(named.send_and_receive(messages(0, 1, 2, 3)))
+    assert [metrics_of(answer.content)["partition"] for answer in answers] == [0, 1, 2, 3]
+    assert (grid.trained(55), grid.trained(7281)) == (1 + times, 1)
+    assert caplog.text.count("client 1: its node is not at work, and has not answered") == times
+
+
+def test_a_node_that_is_at_work_is_asked_once_however_long_it_takes(monkeypatch):
+    monkeypatch.setattr(exchange, "SILENT_SECONDS", 0.02)
+    grid = Silos(NODES, busy={55: 12})
+    named = Roster(grid, 4)
+    monkeypatch.setattr(roster, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(named, "_keeping", {0, 1, 2, 3})
+    monkeypatch.setattr(named, "_nodes", {partition: node for node, partition in NODES.items()})
+    answers = list(named.send_and_receive(messages(0, 1, 2, 3)))
+    assert not any(answer.has_error() for answer in answers)
+    assert grid.trained(55) == 1 and (roster.ROLL_CALL, 55) in grid.asked
+
+
+def test_a_node_that_keeps_nothing_on_disk_is_never_asked_twice(monkeypatch):
+    monkeypatch.setattr(exchange, "SILENT_SECONDS", 0.02)
+    grid = Silos(NODES, lost={55: 1})
+    named = Roster(grid, 4, deadline=0.3)
+    monkeypatch.setattr(named, "_nodes", {partition: node for node, partition in NODES.items()})
+    answers = list(named.send_and_receive(messages(1)))
+    assert answers[0].error.reason == "no answer within 0.3 seconds"
+    assert grid.asked == [("train", 55)]
+
+
+def test_the_deadline_holds_for_what_is_sent_again_too(monkeypatch):
+    monkeypatch.setattr(exchange, "SILENT_SECONDS", 0.05)
+    grid = Silos(NODES, lost={55: 100})
+    named = Roster(grid, 4, deadline=0.5)
+    named.get_node_ids()
+    [answer] = named.send_and_receive(messages(1))
+    assert answer.error.reason == "no answer within 0.5 seconds"
+    assert 2 <= grid.trained(55) < 12
 
 
 # ---- versions -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from fedvision.arrays import pack, unpack
 from fedvision.errors import RunError
-from server.checkpoint import FORMAT, Checkpoint, decode, encode, load_weights, save_tensors
+from fedvision.trees import decode, encode, load_weights, save_tensors
+from server.checkpoint import FORMAT, Checkpoint
 
 PLAIN = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5),
@@ -163,7 +164,7 @@ def test_a_checkpoint_replaces_the_one_before_as_a_whole(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("server.checkpoint.save_file", full)
+    monkeypatch.setattr("fedvision.trees.save_file", full)
     with pytest.raises(RunError, match="No space left on device"):
         Checkpoint(6, "identity", {"w": torch.ones(100)}).save(file)
     assert file.read_bytes() == before

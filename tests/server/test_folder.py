@@ -1,7 +1,8 @@
 import pytest
 
 from fedvision.errors import RunError
-from server.folder import RunFolder, is_temporary, write_atomically
+from fedvision.files import is_temporary, write_atomically
+from server.folder import RunFolder
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):

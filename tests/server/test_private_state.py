@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from flwr.app import RecordDict
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -169,5 +170,5 @@ def test_a_run_whose_clients_have_kept_nothing_yet_goes_on(here):
     with pytest.raises(KeyboardInterrupt):
         trained(data(2), here, on_round=stop, **asked)
     file = here / "run" / "checkpoint.safetensors"
-    replace(Checkpoint.load(file), clients={}).save(file)  # as if every client had dropped out
+    replace(Checkpoint.load(file), clients={}, server=RecordDict()).save(file)  # as if every client had dropped out
     assert len(trained(data(2), here, resume=True, **asked).rounds) == 5

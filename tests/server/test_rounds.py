@@ -11,7 +11,8 @@ from fedvision.data import FederatedData
 from fedvision.errors import AggregationError, RunError
 from fedvision.grids.in_process import InProcessGrid
 from fedvision.learners.classifier import Classifier
-from server.checkpoint import Checkpoint, load_weights
+from fedvision.trees import load_weights
+from server.checkpoint import Checkpoint
 from server.folder import RunFolder
 from server.record import read_rows
 from server.rounds import Session

@@ -7,13 +7,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from torch import nn
 from torch.nn import functional as F
 
 from fedvision.arrays import nbytes, pack
 from fedvision.data import Examples
-from fedvision.errors import AggregationError
+from fedvision.errors import AggregationError, TooFewAnswersError
+from fedvision.grids.passing import PassingGrid
 from fedvision.learners.classifier import Classifier
 from fedvision.learners.learner import Learner
 from fedvision.models import MLP
@@ -459,3 +460,59 @@ def test_the_answer_does_not_depend_on_who_else_there_is_but_through_cbar():
     assert answer.metrics["penalty"] == pytest.approx(value.item(), rel=1e-10)
     assert distance(dict(answer.records["penalty"]), slopes) < 1e-10
     assert distance(dict(answer.records["gradient"]), mean_gradient(model, part)) < 1e-12
+
+
+# ---- who leaves between the phases ------------------------------------------------------------------------------------
+
+
+class Leaving(PassingGrid):
+    """Some clients say what their variance is, and answer no training message after that."""
+
+    def __init__(self, grid, clients):
+        super().__init__(grid)
+        self.clients, self.asked = clients, []
+
+    def __enter__(self):
+        return self._grid.__enter__()
+
+    def __exit__(self, *error):
+        return self._grid.__exit__(*error)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        sent = {message.metadata.dst_node_id: message for message in messages}
+        self.asked.append(sorted(sent))
+        for answer in self._grid.send_and_receive(sent.values()):
+            client, training = answer.metadata.src_node_id, answer.metadata.message_type == "train"
+            yield Message(Error(5, "gone"), reply_to=sent[client]) if training and client in self.clients else answer
+
+
+class Without(Leaving):
+    """A federation to which some clients never belonged."""
+
+    def get_node_ids(self):
+        return [node for node in self._grid.get_node_ids() if node not in self.clients]
+
+
+@pytest.mark.parametrize("kind", [Fishr, FishrInterGeo, FishrIntraGeo])
+def test_who_leaves_between_the_phases_leaves_no_trace(kind, federate):
+    parts = parts_of((5, 7, 9))
+
+    def a_round(wrap, failures):
+        federation = federate(kind(penalty_weight=2.0, server_optimizer=SGD), Toy(), Toy().build(), parts)
+        federation.grid = wrap(federation.grid, [1])
+        return federation, federation.round(1, failures)
+
+    left, metrics = a_round(Leaving, 1)
+    never, expected = a_round(Without, 0)
+    assert all(torch.equal(left.arrays[name], never.arrays[name]) for name in never.arrays)
+    assert metrics == expected and metrics["penalty"] > 0
+    assert [str(failure) for failure in left.strategy.failures] == ["client 1: gone"]
+    assert (left.strategy.cohort, left.strategy.answered) == ([0, 2], 2)
+    assert left.grid.asked == [[0, 1, 2], [0, 1, 2], [0, 2], [0, 2]]
+
+
+def test_if_all_leave_between_the_phases_the_round_fails(federate):
+    federation = federate(Fishr(penalty_weight=2.0), Toy(), Toy().build(), parts_of((5, 7)))
+    federation.grid = Leaving(federation.grid, [0, 1])
+    with pytest.raises(TooFewAnswersError, match="client 0: gone; client 1: gone"):
+        federation.round(1)
