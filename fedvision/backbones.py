@@ -1,5 +1,6 @@
 """Networks of timm by name, for images of any size and number of classes."""
 
+import math
 from typing import Any
 
 import torch
@@ -34,6 +35,35 @@ def backbone(name: str, classes: int, channels: int, side: int | None, rng: torc
     except (AssertionError, TypeError, ValueError) as error:
         asked = ", ".join(f"{key} = {value}" for key, value in {**sized, **options}.items() if value is not None)
         raise ExperimentError(f"timm cannot build {name!r} with {asked or 'its own settings'} ({error}); choose others") from error
+
+
+GROUPS = 32
+"""Of channels in a GroupNorm at most, as Wu and He (arXiv 1803.08494) have it."""
+
+
+def group_normalized(model: nn.Module) -> nn.Module:
+    """The model with GroupNorm in place of each BatchNorm, so that no example depends on others or is remembered; names and weights stay.
+
+    At most 32 groups, of at least two channels each, so that a map of one pixel is not normalized away.
+    """
+    for module in list(model.modules()):
+        for name, norm in list(module.named_children()):
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                setattr(module, name, _group_norm(norm))
+    return model
+
+
+def _group_norm(norm: Any) -> nn.Module:
+    from timm.layers.norm_act import GroupNormAct
+
+    channels = norm.num_features
+    groups = math.gcd(GROUPS, channels // 2, channels)
+    grouped = nn.GroupNorm(groups, channels, norm.eps, norm.affine)
+    if hasattr(norm, "act"):  # timm's, which applies an activation, too
+        grouped = GroupNormAct(channels, groups, norm.eps, norm.affine)
+        grouped.drop, grouped.act = norm.drop, norm.act
+    grouped.load_state_dict(dict(norm.named_parameters()))
+    return grouped.train(norm.training)
 
 
 def check_known(name: str) -> None:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedvision.data.federated import FederatedData, Silos
 from fedvision.errors import DataError, ExperimentError
 from fedvision.experiment import COMPONENTS, Component, Experiment
@@ -55,7 +53,7 @@ class OwnData:
         return cls(data=data, **plain)
 
     def dealt(self, experiment: Experiment, client: int) -> FederatedData | None:
-        """The data as the federation has it: the client holds all of it; those before it hold one example each, that nobody asks for.
+        """The data as the federation has it: the client holds all of it; those before it hold theirs elsewhere.
 
         Args:
             experiment: says which labels and fields learners see, and which share is held back for validation.
@@ -73,16 +71,11 @@ class OwnData:
         held = replace(experiment, data=self.data, partition=whole, participants=None).load_data()
         if self.classes is not None and held.classes > self.classes:
             raise DataError(f"the silo's data has {held.classes} classes, classes = {self.classes}; say how many the federation knows")
-        validation = None if held.validation is None else Silos(held.validation.examples, _offsets(0, client, held.validation))
-        return replace(held, train=_preceded(held.train, client), validation=validation, classes=self.classes or held.classes)
+        validation = None if held.validation is None else _preceded(held.validation, client)
+        classes = self.classes or held.classes
+        return replace(held, train=_preceded(held.train, client), validation=validation, classes=classes, elsewhere=True)
 
 
 def _preceded(silos: Silos, client: int) -> Silos:
-    """All examples as those of ``client``; each client before it has the first of them, since no client may have none."""
-    index = torch.cat([torch.zeros(client, dtype=torch.int64), torch.arange(len(silos.examples))])
-    return Silos(silos.examples[index] if client else silos.examples, _offsets(1, client, silos))
-
-
-def _offsets(each: int, client: int, silos: Silos) -> tuple[int, ...]:
-    before = tuple(each * number for number in range(client + 1))
-    return (*before, before[-1] + len(silos.examples))
+    """All examples as those of ``client``; each client before it has none."""
+    return Silos(silos.examples, (0,) * (client + 1) + (len(silos.examples),))

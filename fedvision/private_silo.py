@@ -19,6 +19,8 @@ from fedvision.silo import Silo, step_count
 TOLERANCE = 1e-3
 """By how much a gradient of norm 1 may differ in a batch; a dependence on other examples shows more."""
 
+REMEDY = "use GroupNorm or LayerNorm, as classifier does of timm's models if learner.normalization = 'group'"
+
 BatchLoss = Callable[[], Tensor]
 """The mean loss over the n examples of a batch, computed anew by the model."""
 
@@ -136,6 +138,7 @@ class PerExample:
         self._params = [param for param in model.parameters() if param.requires_grad]
         self.ghost = clipping == "ghost" or (clipping == "auto" and not without_ghost_norms(model))
         self._hooks: Any = (GradSampleHooksFastGradientClipping if self.ghost else GradSampleHooks)(model, loss_reduction="mean")
+        self._hook_outputs()
 
     def __enter__(self) -> "PerExample":
         return self
@@ -155,6 +158,17 @@ class PerExample:
     def clipped_sum(self, loss: BatchLoss, examples: int, clipping_norm: float) -> list[Tensor]:
         """The sum of a batch's per-example gradients, each clipped; one tensor a parameter that learns."""
         return self._by_norms(loss, examples, clipping_norm) if self.ghost else self._formed(loss, clipping_norm)
+
+    def _hook_outputs(self) -> None:
+        """Follow outputs themselves, over which the model may write as ResNets do; with opacus' own backward hooks it could not."""
+        handles = self._hooks.autograd_grad_sample_hooks
+        for module, backward in zip(self._hooks.iterate_submodules(self._model), handles[1::2], strict=True):
+            backward.remove()
+            handles.append(module.register_forward_hook(self._follow))
+
+    def _follow(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: self._hooks.capture_backprops_hook(module, None, (gradient,), "mean", True))
 
     def _formed(self, loss: BatchLoss, clipping_norm: float) -> list[Tensor]:
         """By forming every gradient."""
@@ -195,9 +209,8 @@ class PerExample:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without two warnings: that hooks fire on layers before which nothing learns, and that attention is mapped example by example."""
+    """Without the warning that attention is mapped example by example."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         yield
 
@@ -243,12 +256,12 @@ def remembering(model: nn.Module) -> str | None:
     """The first layer that mixes the examples of a batch or keeps statistics of them, as BatchNorm does; None if there is none."""
     for name, module in model.named_modules():
         if hasattr(module, "running_mean") and (module.running_mean is not None or isinstance(module, nn.modules.batchnorm._BatchNorm)):
-            return f"layer {name!r} ({type(module).__name__}) mixes the examples of a batch or remembers them; use GroupNorm or LayerNorm"
+            return f"layer {name!r} ({type(module).__name__}) mixes the examples of a batch or remembers them; {REMEDY}"
     return None
 
 
 def mixing(learner: Learner, model: nn.Module, few: Examples, clipping: str) -> str | None:
-    """Whether gradients of single examples are other ones in a batch, found out by trying; None if they are the same.
+    """Whether opacus' gradients in a batch are other ones than torch's of single examples, found out by trying; None if they are the same.
 
     Args:
         learner: whose loss it is.
@@ -260,8 +273,8 @@ def mixing(learner: Learner, model: nn.Module, few: Examples, clipping: str) -> 
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     batch = viewed(learner, few, torch.arange(len(few), device=few.device), rng)
 
-    def summed(part: Examples, norm: float) -> list[Tensor]:
-        return per_example.clipped_sum(lambda: learner.loss(model, part, 0.0, rng).total, len(part), norm)
+    def loss(part: Examples) -> Tensor:
+        return learner.loss(model, part, 0.0, rng).total
 
     was_training = model.training
     model.train()
@@ -269,15 +282,18 @@ def mixing(learner: Learner, model: nn.Module, few: Examples, clipping: str) -> 
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()  # whose draws differ
     with PerExample(model, clipping) as per_example:
-        together = summed(batch, 1.0)
-        alone = [summed(batch[i : i + 1], 1.0) for i in range(len(batch))]
+        together = per_example.clipped_sum(lambda: loss(batch), len(batch), 1.0)
+    learning = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    params = [param for _, param in learning]
+    alone = [torch.autograd.grad(loss(batch[i : i + 1]), params, materialize_grads=True) for i in range(len(batch))]
     model.train(was_training)
     changed = [name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])]
     if changed:
         return f"training changes the buffer {changed[0]!r}, which nothing protects"
-    for (name, _), whole, *parts in zip(((n, p) for n, p in model.named_parameters() if p.requires_grad), together, *alone, strict=True):
-        if not torch.allclose(whole, torch.stack(parts).sum(0), rtol=TOLERANCE, atol=TOLERANCE):
-            return f"the gradient of {name!r} of an example depends on what else is in its batch"
+    expected = clipped_sum([torch.stack(parts) for parts in zip(*alone, strict=True)], 1.0)
+    for (name, _), whole, sole in zip(learning, together, expected, strict=True):
+        if not torch.allclose(whole, sole, rtol=TOLERANCE, atol=TOLERANCE):
+            return f"the gradient of {name!r} of an example depends on what else is in its batch, or opacus computes another one"
     return None
 
 

@@ -87,6 +87,7 @@ class FederatedData:
         test: examples that no client holds.
         classes: number of classes.
         server: labeled examples that the server itself trains on; None if it has none.
+        elsewhere: whether clients without training examples here hold theirs elsewhere; each must hold one if not.
 
     Example:
         >>> x, y = np.zeros((4, 1, 8, 8), np.float32), np.array([0, 1, 2, 1])
@@ -101,12 +102,13 @@ class FederatedData:
     test: Examples
     classes: int
     server: Examples | None = None
+    elsewhere: bool = False
 
     def __post_init__(self) -> None:
         if self.num_clients == 0:
             raise DataError(f"data set {self.name!r} has no clients; give at least one (x, y) pair in `train`")
         empty = [i for i, size in enumerate(self.train.sizes) if size == 0]
-        if empty:
+        if len(empty) == self.num_clients or (empty and not self.elsewhere):
             raise DataError(f"data set {self.name!r}: client(s) {empty[:10]} hold no training example; give each at least one")
         if self.validation is not None and len(self.validation) != self.num_clients:
             raise DataError(

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedvision.backbones import backbone
+from fedvision.backbones import backbone, group_normalized
 from fedvision.data.examples import Examples
 from fedvision.data.federated import Spec
 from fedvision.errors import ExperimentError
@@ -51,12 +51,15 @@ class Classifier(Learner):
         hidden: widths of the MLP's hidden layers, or of the CNN's three convolutions; timm models have their own.
         relu: how many of the MLP's hidden layers a ReLU follows; all if not given.
         outputs: number of logits; if not given, one (log-odds) for two classes, else one a class.
+        normalization: of timm models: ``group`` puts GroupNorm in place of each BatchNorm, so that no example depends on others and no
+            running statistics are averaged, as ``[privacy]`` needs it; if not given, the model's own.
     """
 
     model: str = "mlp"
     hidden: tuple[Count, ...] | None = None
     relu: Natural | None = None
     outputs: Count | None = None
+    normalization: Literal["group"] | None = None
 
     def build(self, spec: Spec, rng: torch.Generator) -> nn.Module:
         """The model, with Xavier-uniform weights for the paper's own and timm's initialization for timm's."""
@@ -64,7 +67,10 @@ class Classifier(Learner):
         if outputs < spec.classes and not (outputs == 1 and spec.classes == 2):
             raise ExperimentError(f"learner.outputs = {outputs} cannot tell {spec.classes} classes apart; leave it out")
         if self.model not in ("mlp", "cnn"):
-            return self._timm(spec, outputs, rng)
+            network = self._timm(spec, outputs, rng)
+            return network if self.normalization is None else group_normalized(network)
+        if self.normalization is not None:
+            raise ExperimentError(f"learner.normalization is for timm models; {self.model!r} has no BatchNorm: leave it out")
         with global_generators(rng):  # torch's constructors know no others
             return self._model(spec, outputs, rng)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import aggregation, learners, measure, plain_albef, report, scaling, silos, steps
+from benchmarks.speed import aggregation, learners, measure, plain_albef, privacy, report, scaling, silos, steps
 from benchmarks.speed.child import Turns, decoded, encoded
 from benchmarks.speed.jobs import CONVOLUTIONS, CROSS_SILO, JOBS, MANY_SMALL
 from benchmarks.speed.measure import Whole, difference
@@ -23,8 +23,10 @@ from benchmarks.speed.plain import several_processes
 from benchmarks.speed.results import Point, Ratio, Results, Target, machine, targets
 from fedvision.albef.bert import TextSize, WordModel, initialized
 from fedvision.assembly import Assembly
+from fedvision.data import Spec
 from fedvision.errors import EngineError
 from fedvision.experiment import Experiment
+from fedvision.learners.classifier import Classifier
 from fedvision.seeds import generator
 
 LOCAL = replace(MANY_SMALL, clients=6, cohort=3, examples=7, batch=3, shape=(1, 3, 3))
@@ -240,6 +242,32 @@ def test_aggregation_is_measured_by_threads(capsys):
 def test_local_steps_of_the_papers_learners_are_compared_with_plain_loops(name):
     found = learners.ratios(learners.PRESETS[name], steps=1, repeats=2)
     assert len(found) == 2 and all(ratio > 0 for ratio in found)
+
+
+def test_steps_under_privacy_are_compared_with_plain_ones(monkeypatch, capsys):
+    small = privacy.Preset(Classifier(hidden=(4,)), Spec((1, 2, 2), 3), 5)
+    monkeypatch.setattr(privacy, "PRESETS", {"tiny": small, "other": small})
+    monkeypatch.setattr(sys, "argv", ["privacy", "--steps", "1", "--repeats", "2", "--only", "tiny"])
+    threads = torch.get_num_threads()
+    privacy.main()
+    torch.set_num_threads(threads)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert rows[0] == "| private / plain | `ghost` | `explicit` |" and len(rows) == 3
+    assert re.fullmatch(r"\| tiny( \| [\d.]+ \[[\d.]+ to [\d.]+\]){2} \|", rows[2])
+
+
+def test_private_steps_take_as_many_examples_as_plain_ones(monkeypatch):
+    small = privacy.Preset(Classifier(hidden=(4,)), Spec((1, 2, 2), 3), 5)
+    seen, honest = [], Classifier.loss
+
+    def listening(self, model, batch, *others):
+        seen.append(len(batch))
+        return honest(self, model, batch, *others)
+
+    monkeypatch.setattr(Classifier, "loss", listening)
+    for loop in privacy.loops(small).values():
+        loop(2)
+    assert seen == [5] * 6
 
 
 def as_torchs(layer, other):

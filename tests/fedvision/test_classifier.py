@@ -90,6 +90,7 @@ def test_any_timm_model_can_be_named():
     [
         (Classifier(model="resnet1O"), IMAGES, "unknown learner.model 'resnet1O'; did you mean 'resnet"),
         (Classifier(model="resnet10t", hidden=(3,)), IMAGES, "learner.hidden does not apply to the timm model 'resnet10t'"),
+        (Classifier(normalization="group"), IMAGES, "learner.normalization is for timm models; 'mlp' has no BatchNorm: leave it out"),
         (Classifier(model="cnn"), Spec((7,), 2), "learner.model = 'cnn' needs images, the inputs have shape (7,); use 'mlp'"),
         (Classifier(model="resnet10t"), Spec((7,), 2), "needs images"),
         (Classifier(model="cnn"), Spec((1, 8, 8), 2), "needs images of at least 14x14, the data has (8, 8); use 'mlp'"),

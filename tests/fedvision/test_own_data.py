@@ -22,7 +22,7 @@ def test_all_of_a_silos_data_is_its_own(tmp_path):
     experiment = Experiment.load("quickstart", {"validation_fraction": 0.5})
     own = told(tmp_path, '[data]\nname = "digits"\n').dealt(experiment, 2)
     whole = Experiment.load("quickstart", {"data": {"name": "digits"}, "partition": {"name": "iid", "clients": 1}}).load_data()
-    assert own.train.sizes[:2] == [1, 1] and own.validation.sizes[:2] == [0, 0]
+    assert own.train.sizes[:2] == [0, 0] and own.validation.sizes[:2] == [0, 0]
     assert len(own.train[2]) + len(own.validation[2]) == len(whole.train[0])
 
 

@@ -110,6 +110,9 @@ def test_no_parts_make_no_clients_and_federated_data_say_so():
 def test_a_client_without_training_examples_is_refused_by_number():
     with pytest.raises(DataError, match=r"client\(s\) \[1\] hold no training example"):
         FederatedData("toy", Silos.of([examples(1), examples(0)]), None, examples(1), 3)
+    FederatedData("toy", Silos.of([examples(1), examples(0)]), None, examples(1), 3, elsewhere=True)
+    with pytest.raises(DataError, match=r"client\(s\) \[0, 1\] hold no training example"):
+        FederatedData("toy", Silos.of([examples(0), examples(0)]), None, examples(1), 3, elsewhere=True)
 
 
 def test_validation_parts_must_match_the_clients():
