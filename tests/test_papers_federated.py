@@ -124,7 +124,7 @@ def test_the_server_trains_on_its_own_labels(here):
     whole = trained(here, changes, out=here / "whole", checkpoint_every=1)
     assert whole.rounds["server_loss"].iloc[1:].notna().all()
     kept = Checkpoint.load(whole.path / "checkpoint.safetensors").server
-    assert set(kept) == {"private", "optimizer"}
+    assert set(kept) == {"private", "optimizer", "heard"}
     rates = unpack(kept["private"])["rates"]
     fresh = DoubleMatch(scales=1, filters=2, repeat=1).build(Experiment.load("doublematch-tiny").load_data().spec, torch.Generator()).rates
     assert not torch.equal(rates, fresh), "the server's probes have moved its rates"

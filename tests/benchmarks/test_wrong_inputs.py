@@ -240,9 +240,9 @@ def test_a_full_disk_stops_the_run_and_nothing_is_lost(here, fedvision, no_figur
 )
 @pytest.mark.parametrize("failing", [0, 2])
 def test_a_disk_that_fills_up_while_a_checkpoint_is_written_keeps_the_one_before(here, no_figures, monkeypatch, error, failing):
-    from server import checkpoint
+    from fedvision import trees
 
-    honest, written = checkpoint.save_file, []
+    honest, written = trees.save_file, []
 
     def full(tensors, path, metadata):
         written.append(path)
@@ -252,7 +252,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_keeps_the_one_before
         honest(tensors, path, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr("server.checkpoint.save_file", full)
+        patch.setattr("fedvision.trees.save_file", full)
         with pytest.raises(RunError, match=r"checkpoint.safetensors: cannot be written .*No space left on device"):
             run("mine.toml", out="full")
     done, whole = run("mine.toml", out="full", resume=True), run("mine.toml", out="whole")
