@@ -297,8 +297,11 @@ class Strategy(FlowerStrategy):
         return False
 
     def remember(self) -> None:
-        """Tell clients from now on which of their answers was the latest that counted: they keep something that must agree with it."""
-        self.heard = {}
+        """Tell clients from now on which of their answers was the latest that counted: they keep something that must agree with it.
+
+        Not under client-level privacy, where clients must not learn who was in a cohort.
+        """
+        self.heard = {} if self.guard is None else None
 
     def protect(self, privacy: Privacy, rounds: int, trained: AbstractSet[str]) -> None:
         """Take only clipped and noised means of the clients' parameters from now on, and draw cohorts as the accountant assumes.

@@ -2,17 +2,17 @@
 
 import logging
 import math
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any, NoReturn
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedvision.arrays import config_of
 from fedvision.errors import EngineError
+from fedvision.grids.exchange import ROLL_CALL, Exchange, named, reason_of
 from fedvision.grids.passing import PassingGrid
 
 log = logging.getLogger("fedvision")
@@ -20,23 +20,14 @@ log = logging.getLogger("fedvision")
 STATE = "state"
 """The key of a node's configuration that names a folder in which the silo keeps what its client keeps from round to round."""
 
-ROLL_CALL = "query.roster"
-"""The message that asks a node which partition it holds."""
-
-NODE_GONE, LATE = 5, 3
-"""Flower's error codes for a node that is not connected, and for a message that has expired."""
+LATE = 3
+"""Flower's error code for a message that has expired."""
 
 LATECOMER_SECONDS = 60.0
 """How long a round waits for a node to say what it holds that came after the others."""
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
 """Seconds between two looks for answers; doubled from the shortest to the longest, since Flower's grids wake nobody."""
-
-RAISED = re.compile(r"<class '(?:[\w.]+\.)?(\w+)'>:<'(.*)'>", re.DOTALL)
-"""How Flower describes the exception of a client's code."""
-
-LONGEST_REASON = 500
-"""Characters of what a client says went wrong there."""
 
 
 def present(message: Message, context: Context) -> Message:
@@ -58,8 +49,8 @@ class Roster(PassingGrid):
     as in the in-process grid. Each node is asked once; nodes that come later are asked when they are first seen.
 
     Whoever is connected, the clients are the same, and so are the cohorts drawn from them: a client whose node is not connected, cannot be
-    reached or is too late answers with an error. Answers are a stream in partition-id order, each yielded as soon as those before
-    it have come.
+    reached or is too late answers with an error; a message that is lost on the way is sent again, see ``Exchange``. Answers are a
+    stream in partition-id order, each yielded as soon as those before it have come.
 
     Args:
         grid: of Flower's.
@@ -76,7 +67,7 @@ class Roster(PassingGrid):
         self._partitions: dict[int, int] = {}
         self._nodes: dict[int, int] = {}
         self._silent: dict[int, str] = {}
-        self._forgetful: set[int] = set()
+        self._keeping: set[int] = set()
         self._sent: dict[str, int] = {}
         self._complete = False
 
@@ -84,7 +75,7 @@ class Roster(PassingGrid):
     def keeps(self) -> bool:
         """Whether the nodes keep on disk what their clients keep from round to round, so that it outlives this run of Flower's."""
         self.get_node_ids()
-        return not self._forgetful
+        return self._keeping >= self._nodes.keys()
 
     def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
         """A message to one client."""
@@ -107,14 +98,15 @@ class Roster(PassingGrid):
         Raises:
             EngineError: the node of a partition has left.
         """
-        ids, lost = self._push(list(messages))
-        if lost:
-            raise EngineError(f"the nodes of the clients {_shown(sorted(lost))} have left; send to those that are connected")
-        return list(ids)
+        exchange = Exchange(self._grid, self._nodes, messages)
+        if exchange.arrived:
+            raise EngineError(f"the nodes of the clients {_shown(sorted(exchange.arrived))} have left; send to those that are connected")
+        self._sent.update(exchange.awaited)
+        return list(exchange.awaited)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The answers that have come, under their partition ids; that of a dead node bears another id than its own."""
-        return [_from(self._sent.pop(reply.metadata.reply_to_message_id), reply) for reply in self._grid.pull_messages(message_ids)]
+        return [named(self._sent.pop(reply.metadata.reply_to_message_id), reply) for reply in self._grid.pull_messages(message_ids)]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """The answers in partition-id order; those that have not come after ``timeout`` seconds are left out.
@@ -125,22 +117,20 @@ class Roster(PassingGrid):
         if self._deadline is not None:
             for message in sent:
                 message.metadata.ttl = self._deadline  # after which Flower does not deliver it, nor its answer
-        awaited, arrived = self._push(sent)
-        asked = {message.metadata.message_id: message for message in sent}
+        clients = sorted(message.metadata.dst_node_id for message in sent)
+        exchange = Exchange(self._grid, self._nodes, sent, self._keeping)
         seconds = self._deadline if timeout is None else timeout
         end, pause = math.inf if seconds is None else time.monotonic() + seconds, SHORTEST_PAUSE
-        for client in sorted([*awaited.values(), *arrived]):
-            while client not in arrived and time.monotonic() < end:
-                for reply in self.pull_messages(set(awaited)):
-                    arrived[awaited.pop(reply.metadata.reply_to_message_id)] = reply
-                if client not in arrived:
+        for client in clients:
+            while client not in exchange.arrived and time.monotonic() < end:
+                exchange.look()
+                if client not in exchange.arrived:
                     time.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
-            if client in arrived:
-                yield arrived.pop(client)
+            if client in exchange.arrived:
+                yield exchange.arrived.pop(client)
             elif timeout is None:
-                [late] = [asked[name] for name, awaiting in awaited.items() if awaiting == client]
-                yield _from(client, Message(Error(LATE, f"no answer within {seconds:g} seconds"), reply_to=late))
+                yield exchange.late(client, LATE, f"no answer within {seconds:g} seconds")
 
     def load_client_states(self, states: Mapping[int, RecordDict]) -> NoReturn:
         """Refuse what clients kept: over Flower's grids it stays with the nodes.
@@ -193,7 +183,7 @@ class Roster(PassingGrid):
         for node, message in zip(nodes, messages, strict=True):
             reply = replies.get(message.metadata.message_id)
             if reply is None or reply.has_error():
-                self._silent[node] = f"no answer within {seconds:.0f} seconds" if reply is None else _reason(reply)
+                self._silent[node] = f"no answer within {seconds:.0f} seconds" if reply is None else reason_of(reply)
                 continue
             try:
                 self._enter(node, config_of(reply.content))
@@ -210,8 +200,8 @@ class Roster(PassingGrid):
             raise EngineError(f"nodes {others[0]} and {node} both hold partition {partition}; give each silo a partition-id of its own")
         self._partitions = {other: theirs for other, theirs in self._partitions.items() if theirs != partition}
         self._partitions[node] = partition
-        if not held.get("keeps", False):
-            self._forgetful.add(partition)
+        if held.get("keeps", False):
+            self._keeping.add(partition)
 
     def _checked(self, node: int, held: Mapping[str, Any]) -> int:
         """The partition that a node says it holds, if it can be, and if it runs what runs here."""
@@ -226,41 +216,6 @@ class Roster(PassingGrid):
             said = "no partition" if partition == -1 else f"partition {partition}"
             raise EngineError(f"node {node} holds {said}; start it with --node-config 'partition-id=N', N from 0 to {self._clients - 1}")
         return partition
-
-    def _push(self, messages: list[Message]) -> tuple[dict[str, int], dict[int, Message]]:
-        """Send messages to partitions.
-
-        Returns:
-            The client of each accepted message by the message's id, and error replies of clients whose nodes have left.
-        """
-        clients = [message.metadata.dst_node_id for message in messages]
-        there = [message for message in messages if message.metadata.dst_node_id in self._nodes]
-        for message in there:
-            message.metadata.dst_node_id = self._nodes[message.metadata.dst_node_id]
-        accepted = set(self._grid.push_messages(there))
-        awaited, lost = {}, {}
-        for message, client in zip(messages, clients, strict=True):
-            if message.metadata.message_id and message.metadata.message_id in accepted:
-                awaited[message.metadata.message_id] = client
-            else:
-                lost[client] = _from(client, Message(Error(NODE_GONE, "its node is not connected"), reply_to=message))
-        self._sent.update(awaited)
-        return awaited, lost
-
-
-def _from(client: int, reply: Message) -> Message:
-    """A reply under its client's name, its error in the words of all engines."""
-    reply.metadata.__dict__["_src_node_id"] = client
-    if reply.has_error():
-        reply.error = Error(reply.error.code, _reason(reply))
-    return reply
-
-
-def _reason(reply: Message) -> str:
-    reason = reply.error.reason or f"error {reply.error.code}"
-    raised = RAISED.fullmatch(reason)
-    told = f"{raised[1]}: {raised[2]}" if raised else reason.removeprefix("Error: ")
-    return told if len(told) <= LONGEST_REASON else f"{told[:LONGEST_REASON]} ..."
 
 
 def _shown(partitions: list[int]) -> str:

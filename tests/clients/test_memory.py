@@ -204,3 +204,15 @@ def test_the_mark_is_kept_where_something_is_kept(experiment, federated):
     with installed(run_id, assembly), InProcessGrid(client_app, {"run-id": run_id}, 3) as grid:
         list(grid.send_and_receive([Message(content, dst_node_id=2, message_type="train")]))
         assert config_of(grid.client_states()[2], MEMORY) == {"round": 4}
+
+
+def test_under_client_level_privacy_no_message_tells_who_is_in_a_cohort(experiment, federated):
+    def told(**changes):
+        assembly = Assembly.of(experiment(**(OWN_LAYER | changes)), federated)
+        with InProcessGrid(client_app, {"run-id": next(RUNS)}, 3) as grid:
+            messages = assembly.strategy.configure_train(1, pack(assembly.initial), ConfigRecord(), grid)
+        return {key for message in messages for key in config_of(message.content)}
+
+    privacy = {"unit": "client", "clipping_norm": 1.0, "noise_multiplier": 1.0, "delta": 0.1}
+    assert {"cohort", "heard"} <= told()
+    assert told(privacy=privacy, strategy={"name": "fedavg", "weight_by": "clients"}) == {"server-round"}

@@ -10,7 +10,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from clients.app import app as client_app
 from fedvision.arrays import metrics_of
 from fedvision.errors import EngineError
-from fedvision.grids import roster
+from fedvision.grids import exchange, roster
 from fedvision.grids.roster import Roster
 
 SUPERLINK = 1
@@ -293,6 +293,90 @@ def test_the_rest_is_passed_on():
     named.set_run(Run.create_empty(5))
     assert named.run.run_id == grid.its_run.run_id == 5
     assert named.create_message(RecordDict({"config": ConfigRecord()}), "train", 3, "g").metadata.dst_node_id == 3
+
+
+# ---- what is lost on the way ----------------------------------------------------------------------------------------
+
+
+class Silos(FakeGrid):
+    """Real silos, which keep what clients keep, take one message after the other, and may lose some.
+
+    Attributes:
+        lost: how many more messages of training, or answers to them, to lose at each node.
+        busy: how many more looks the first message of a node takes.
+    """
+
+    def __init__(self, nodes, lost=None, busy=None):
+        super().__init__(nodes)
+        self.lost, self.busy = lost or {}, busy or {}
+
+    def pull_messages(self, message_ids):
+        self.pulls += 1
+        first = {message.metadata.dst_node_id: message for message in reversed(self.waiting)}
+        replies = []
+        for node, message in first.items():
+            if self.busy.get(node, 0):
+                self.busy[node] -= 1
+                continue
+            self.waiting.remove(message)
+            if message.metadata.message_type == "train" and self.lost.get(node, 0):
+                self.lost[node] -= 1
+                continue
+            replies.append(self.answer(message))
+        return replies
+
+    def answer(self, message):
+        node = message.metadata.dst_node_id
+        if message.metadata.message_type == roster.ROLL_CALL:
+            return client_app(message, Context(1, node, {"partition-id": self.nodes[node], "state": "/state"}, RecordDict(), {}))
+        return super().answer(message)
+
+    def trained(self, node):
+        return self.asked.count(("train", node))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_message_or_an_answer_that_is_lost_is_sent_again(times, monkeypatch, caplog):
+    monkeypatch.setattr(exchange, "SILENT_SECONDS", 0.02)
+    grid = Silos(NODES, lost={55: times})
+    named = Roster(grid, 4)
+    named.get_node_ids()
+    answers = list(named.send_and_receive(messages(0, 1, 2, 3)))
+    assert [metrics_of(answer.content)["partition"] for answer in answers] == [0, 1, 2, 3]
+    assert (grid.trained(55), grid.trained(7281)) == (1 + times, 1)
+    assert caplog.text.count("client 1: its node is not at work, and has not answered") == times
+
+
+def test_a_node_that_is_at_work_is_asked_once_however_long_it_takes(monkeypatch):
+    monkeypatch.setattr(exchange, "SILENT_SECONDS", 0.02)
+    grid = Silos(NODES, busy={55: 12})
+    named = Roster(grid, 4)
+    monkeypatch.setattr(roster, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(named, "_keeping", {0, 1, 2, 3})
+    monkeypatch.setattr(named, "_nodes", {partition: node for node, partition in NODES.items()})
+    answers = list(named.send_and_receive(messages(0, 1, 2, 3)))
+    assert not any(answer.has_error() for answer in answers)
+    assert grid.trained(55) == 1 and (roster.ROLL_CALL, 55) in grid.asked
+
+
+def test_a_node_that_keeps_nothing_on_disk_is_never_asked_twice(monkeypatch):
+    monkeypatch.setattr(exchange, "SILENT_SECONDS", 0.02)
+    grid = Silos(NODES, lost={55: 1})
+    named = Roster(grid, 4, deadline=0.3)
+    monkeypatch.setattr(named, "_nodes", {partition: node for node, partition in NODES.items()})
+    answers = list(named.send_and_receive(messages(1)))
+    assert answers[0].error.reason == "no answer within 0.3 seconds"
+    assert grid.asked == [("train", 55)]
+
+
+def test_the_deadline_holds_for_what_is_sent_again_too(monkeypatch):
+    monkeypatch.setattr(exchange, "SILENT_SECONDS", 0.05)
+    grid = Silos(NODES, lost={55: 100})
+    named = Roster(grid, 4, deadline=0.5)
+    named.get_node_ids()
+    [answer] = named.send_and_receive(messages(1))
+    assert answer.error.reason == "no answer within 0.5 seconds"
+    assert 2 <= grid.trained(55) < 12
 
 
 # ---- versions -------------------------------------------------------------------------------------------------------
