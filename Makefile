@@ -28,6 +28,9 @@ test-all: setup ## run all tests, those that bring up real silos too
 silos: setup ## run the quickstart on a coordinator and three silos with TLS, on this machine
 	$(BIN)/fedvision deploy demo quickstart --set rounds=3 --set 'participants=[0,1,2]'
 
+image: ## make the containers' image with Debian's podman, as root; docker/podman.sh says with what
+	docker/podman.sh
+
 check: setup ## lint, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,4 +60,4 @@ docs: setup ## make the tables and pictures of docs/ anew (six hours)
 clean: ## remove what the tools cached; runs/ and bench/ stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help setup demo test test-all silos check bench speed docs clean
+.PHONY: help setup demo test test-all silos image check bench speed docs clean

@@ -31,10 +31,11 @@ FederationArgument = Annotated[Path, typer.Argument(help="The folder that `deplo
 
 
 class Places(StrEnum):
-    """Where the services of the compose file run, if not in containers."""
+    """Where the services of the compose file run on one machine."""
 
     loopback = "loopback"
     namespaces = "namespaces"
+    containers = "containers"
 
 
 @app.command()
@@ -145,12 +146,15 @@ def status(connection: ConnectionOption = "silos", last: Annotated[int, typer.Op
 def demo(
     experiment: ExperimentArgument = "quickstart",
     overrides: SetOption = None,
-    places: Annotated[Places, typer.Option(help="All on 127.0.0.1, or each service in a network namespace (as root).")] = Places.loopback,
+    places: Annotated[
+        Places, typer.Option(help="All on 127.0.0.1, or each service in a network namespace (as root) or a container of podman's.")
+    ] = Places.loopback,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME-FINGERPRINT if not given.")] = None,
 ) -> None:
     """Bring coordinator and three silos up on this machine, with TLS and keys made for it, run an experiment, and leave nothing running."""
-    from benchmarks.deploy.topology import demonstrate
+    from benchmarks.deploy.demonstration import demonstrate
 
-    outcome = demonstrate(experiment, overrides or [], places.value, out)
+    outcome, folder = demonstrate(experiment, overrides or [], places.value, out)
+    console.print(f"of it remains {folder}", soft_wrap=True, highlight=False)
     if outcome:
         raise typer.Exit(outcome)

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.deploy.compose import CLI, COMPOSE, Service, services
-from benchmarks.deploy.keys import Federation
 from fedvision.errors import EngineError
-from fedvision.experiment import Experiment, parse_overrides
 from fedvision.grids.local_superlink import commands, end, free_port, last_words, runs, started_for
 from fedvision.grids.workplace import short_folder
-
-SILOS = 3
-"""How many silos the compose file has."""
 
 HEALTHY_SECONDS = 90.0
 """How long a service may take until it is healthy."""
@@ -156,8 +150,49 @@ class Namespaces(Places):
         return addresses
 
 
-class Topology:
-    """Coordinator and silos of a compose file, as processes.
+class Topology(ABC):
+    """Coordinator and silos of a compose file, somewhere.
+
+    Args:
+        known: the services by name.
+        kind: where they run.
+    """
+
+    def __init__(self, known: Mapping[str, Service], kind: str) -> None:
+        self._known, self.kind = known, kind
+
+    @property
+    def silos(self) -> list[str]:
+        """The names of the silos."""
+        return [name for name in self._known if name.startswith("silo")]
+
+    @abstractmethod
+    def start(self, *names: str) -> None:
+        """Start services, and wait until they are healthy.
+
+        Raises:
+            EngineError: one ends, or is not healthy in time; with its last words.
+        """
+
+    @abstractmethod
+    def command(self, *words: str, service: str = CLI, seconds: float | None = None) -> "subprocess.CompletedProcess[str]":
+        """Run a command where ``service`` runs, to its end; what it says is kept. Paths are those of the compose file."""
+
+    @abstractmethod
+    def show(self, *words: str, service: str = CLI) -> int:
+        """Run a command where ``service`` runs, before the user's eyes; its status."""
+
+    @abstractmethod
+    def address(self, name: str, service: str = CLI) -> str:
+        """A name of the compose file with its port, as ``service`` reaches it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End everything."""
+
+
+class Processes(Topology):
+    """Coordinator and silos of a compose file, as processes of this machine.
 
     Args:
         known: the services by name.
@@ -166,7 +201,8 @@ class Topology:
     """
 
     def __init__(self, known: Mapping[str, Service], places: Places, scratch: Path) -> None:
-        self._known, self.places, self._scratch = known, places, scratch
+        super().__init__(known, places.kind)
+        self._places, self._scratch = places, scratch
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         for service in known.values():
             for place in service.own:
@@ -174,11 +210,7 @@ class Topology:
         self._tell_connections()
 
     def start(self, *names: str) -> None:
-        """Start services, each when those before it are healthy.
-
-        Raises:
-            EngineError: one ends, or is not healthy in time; with its last words.
-        """
+        """Start services; see ``Topology``."""
         for name in names:
             self.launch(name)
         for name in names:
@@ -247,29 +279,24 @@ class Topology:
             end(self._running.pop(name), self._home(self._known[name]))
 
     def command(self, *words: str, service: str = CLI, seconds: float | None = None) -> "subprocess.CompletedProcess[str]":
-        """Run a command where ``service`` runs, to its end; what it says is kept."""
+        """Run a command to its end; see ``Topology``."""
         line, environment = self._line(self._known[service], list(words)), self._environment(self._known[service])
         return subprocess.run(
             line, env=environment, cwd=self._scratch, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=seconds
         )
 
     def show(self, *words: str, service: str = CLI) -> int:
-        """Run a command where ``service`` runs, before the user's eyes; its status."""
+        """Run a command before the user's eyes; see ``Topology``."""
         line, environment = self._line(self._known[service], list(words)), self._environment(self._known[service])
         return subprocess.run(line, env=environment, cwd=self._scratch, stdin=subprocess.DEVNULL, check=False).returncode
-
-    @property
-    def silos(self) -> list[str]:
-        """The names of the silos."""
-        return [name for name in self._known if name.startswith("silo")]
 
     def log(self, name: str) -> Path:
         """What a service has said."""
         return self._scratch / f"{name}.log"
 
     def address(self, name: str, service: str = CLI) -> str:
-        """A name of the compose file with its port, as ``service`` reaches it."""
-        return self.places.rewritten(self._known[service], name)
+        """Where ``service`` reaches a name; see ``Topology``."""
+        return self._places.rewritten(self._known[service], name)
 
     def close(self) -> None:
         """End everything, silos first."""
@@ -277,12 +304,12 @@ class Topology:
             self.stop(name)
 
     def _line(self, service: Service, words: Sequence[str]) -> list[str]:
-        here = [self._seen(service, self.places.rewritten(service, word)) for word in words]
+        here = [self._seen(service, self._places.rewritten(service, word)) for word in words]
         if here and here[0] == "python":
             here[0] = sys.executable
         if here and here[0] == "fedvision":
             here[:1] = [sys.executable, "-m", "fedvision"]
-        return [*self.places.prefix(service), *here]
+        return [*self._places.prefix(service), *here]
 
     def _seen(self, service: Service, text: str) -> str:
         """``text`` with the places that only a container sees replaced by those of this machine."""
@@ -292,7 +319,7 @@ class Topology:
         return re.sub(rf"(?<![\w./-])({longest_first})(?![\w.-])", lambda found: seen[found[1]], text)
 
     def _environment(self, service: Service) -> dict[str, str]:
-        own = {name: self._seen(service, self.places.rewritten(service, value)) for name, value in service.environment.items()}
+        own = {name: self._seen(service, self._places.rewritten(service, value)) for name, value in service.environment.items()}
         root = str(COMPOSE.parent.parent)
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         return {**commands(), "PYTHONPATH": path, **own, "FLWR_HOME": str(self._home(service))}
@@ -309,11 +336,11 @@ class Topology:
             for place, source in service.mounts.items():
                 if source.is_file():
                     told = self._own(service) / place.strip("/")
-                    told.write_text(self._seen(service, self.places.rewritten(service, source.read_text())))
+                    told.write_text(self._seen(service, self._places.rewritten(service, source.read_text())))
 
 
 @contextmanager
-def processes(federation: Path, kind: str = "loopback", file: Path = COMPOSE) -> Iterator[Topology]:
+def processes(federation: Path, kind: str = "loopback", file: Path = COMPOSE) -> Iterator[Processes]:
     """A compose file's services, of which none runs yet; at the end of the block, none is left.
 
     Args:
@@ -327,9 +354,9 @@ def processes(federation: Path, kind: str = "loopback", file: Path = COMPOSE) ->
     known = services(file, {**os.environ, "FEDVISION_FEDERATION": str(federation.absolute())})
     if kind == Namespaces.kind and not Namespaces.available():
         raise EngineError("network namespaces need Linux, the program `ip` and the rights of root; use loopback")
-    with short_folder() as scratch, _terminable():
+    with short_folder() as scratch, terminable():
         places = Namespaces(known) if kind == Namespaces.kind else Loopback(known)
-        topology = Topology(known, places, scratch)
+        topology = Processes(known, places, scratch)
         try:
             yield topology
         finally:
@@ -350,21 +377,8 @@ def bring_up(topology: Topology) -> None:
     topology.start(*topology.silos)
 
 
-def demonstrate(experiment: str, overrides: Sequence[str], kind: str, out: Path | None) -> int:
-    """Run an experiment on a coordinator and silos that are made for it, and end with it; the run's exit status."""
-    resolved = Experiment.load(experiment, parse_overrides(overrides))
-    place = (out or Path("runs") / f"{resolved.name}-{resolved.fingerprint}").absolute()
-    with tempfile.TemporaryDirectory(prefix="fedvision-") as scratch:
-        federation = Federation.make(Path(scratch) / "federation", [], SILOS, days=1)
-        file = Path(scratch) / "experiment.toml"
-        file.write_text(resolved.to_toml())
-        with processes(federation.folder, kind) as topology:
-            bring_up(topology)
-            return topology.show("fedvision", "deploy", "run", str(file), "--out", str(place))
-
-
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Clean up after SIGTERM too, where nobody else has seen to that."""
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

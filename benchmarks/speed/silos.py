@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.deploy.demonstration import SILOS
 from benchmarks.deploy.keys import Federation
-from benchmarks.deploy.topology import SILOS, bring_up, processes
+from benchmarks.deploy.topology import bring_up, processes
 from fedvision.errors import EngineError
 from fedvision.experiment import Experiment
 from server.record import read_rows

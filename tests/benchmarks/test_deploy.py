@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 from benchmarks.deploy import keys
 from benchmarks.deploy.checks import certificates
 from benchmarks.deploy.compose import COMPOSE, services
-from benchmarks.deploy.topology import SILOS, Loopback
+from benchmarks.deploy.demonstration import SILOS
+from benchmarks.deploy.topology import Loopback
 from fedvision.errors import EngineError
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -151,3 +152,20 @@ def test_on_loopback_each_port_of_each_service_has_its_own(known):
 def test_a_compose_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(EngineError, match="run from a checkout"):
         services(tmp_path / "compose.yaml", os.environ)
+
+
+# ---- demonstrations -------------------------------------------------------------------------------------------------
+
+
+def test_containers_that_cannot_be_had_are_refused(fedvision, here, monkeypatch):
+    monkeypatch.setenv("PATH", str(here))
+    ended = fedvision("deploy", "demo", "mine.toml", "--places", "containers")
+    assert ended.status == 1 and "containers need podman, podman-compose and the image fedvision:cpu" in " ".join(ended.err.split())
+    assert not (here / "runs").exists()
+
+
+def test_a_demonstration_overwrites_nothing(fedvision, here):
+    (here / "taken").mkdir()
+    (here / "taken" / "file").touch()
+    ended = fedvision("deploy", "demo", "mine.toml", "--out", "taken")
+    assert ended.status == 1 and "taken holds something" in " ".join(ended.err.split())

@@ -10,7 +10,8 @@ from flwr.app import Error
 
 from benchmarks import run
 from benchmarks.deploy import keys
-from benchmarks.deploy.topology import Namespaces, bring_up, processes
+from benchmarks.deploy.demonstration import silos
+from benchmarks.deploy.topology import Loopback, Namespaces
 from fedvision.arrays import config_of
 from fedvision.grids.local import CLIENT_RAISED, Answer, Desk
 from server.record import read_rows
@@ -78,15 +79,14 @@ def described(strategy, rounds, settings):
 @pytest.fixture
 def federation(tmp_path, monkeypatch, request):
     """A coordinator and three silos; in network namespaces if the test asks for them."""
-    kind = getattr(request, "param", "loopback")
+    kind = getattr(request, "param", Loopback.kind)
     if kind == Namespaces.kind and not Namespaces.available():
         pytest.skip("network namespaces need Linux, the program `ip` and the rights of root")
     (tmp_path / "held").mkdir()
     monkeypatch.setenv("FEDVISION_HELD", str(tmp_path / "held"))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "faults"))
     made = keys.Federation.make(tmp_path / "federation", [], 3, 30)
-    with processes(made.folder, kind) as topology:
-        bring_up(topology)
+    with silos(made.folder, kind) as topology:
         yield Federation(topology, made.folder, tmp_path)
 
 

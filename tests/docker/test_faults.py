@@ -46,12 +46,12 @@ def test_a_silo_that_is_killed_and_started_again_goes_on_with_what_it_kept(feder
     federation.release("silo0 3")
     federation.ended(3)
     missed = federation.failed()
-    assert (2, 1) in missed and missed <= {(2, 1), (3, 1)}  # in round 3 it may be back
+    assert {(2, 1)} <= missed <= {(2, 1), (3, 1)}  # in round 3 it may be back
     assert federation.rows()[-1]["clients"] == 3
     assert federation.bits() == undisturbed("scaffold", 4, missed)
 
 
-def test_a_silo_that_is_too_late_is_lost_for_that_long_only(federation, undisturbed):
+def test_a_silo_that_is_too_late_counts_as_lost_until_it_has_answered(federation, undisturbed):
     federation.begin("scaffold", 4, faults=["silo1 2 hold"], **{"engine.deadline": 90})
     federation.await_held("silo1 2")
     federation.await_round(2)
