@@ -15,11 +15,14 @@ from pathlib import Path
 
 from benchmarks.deploy.compose import CLI, COMPOSE, Service, services
 from fedvision.errors import EngineError
-from fedvision.grids.local_superlink import commands, end, free_port, last_words
+from fedvision.grids.local_superlink import commands, end, free_port, last_words, runs, started_for
 from fedvision.grids.workplace import short_folder
 
 HEALTHY_SECONDS = 90.0
 """How long a service may take until it is healthy."""
+
+STAYS_SECONDS, REVIVED_SECONDS = 10.0, 240.0
+"""How long a service must run to count as started again; how long that may be tried: Flower refuses a silo for a minute."""
 
 
 class Places(ABC):
@@ -246,6 +249,29 @@ class Processes(Topology):
         with suppress(subprocess.TimeoutExpired):
             return self._running[name].wait(seconds)
         return None
+
+    def kill(self, name: str, program: str = "") -> None:
+        """Kill a service and all processes that it has started, as a crash does; those only that run ``program``, if one is named."""
+        for process in started_for(self._home(self._known[name])):
+            if not program or runs(process, program):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+        if not program:
+            self._running[name].wait()
+
+    def revive(self, name: str, seconds: float = REVIVED_SECONDS) -> None:
+        """Start a service that has ended, again and again until it stays, as its restart policy does.
+
+        Raises:
+            EngineError: it does not stay in time; with its last words.
+        """
+        deadline = time.monotonic() + seconds
+        self.launch(name)
+        while (status := self.ended(name, STAYS_SECONDS)) is not None:
+            if time.monotonic() > deadline:
+                raise EngineError(f"{name} ended with status {status} again and again; its last words: {last_words(self.log(name))}")
+            self.launch(name)
+        self.wait(name)
 
     def stop(self, name: str) -> None:
         """End a service and all processes that it has started."""

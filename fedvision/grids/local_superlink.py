@@ -100,9 +100,9 @@ def end(process: "subprocess.Popen[bytes]", home: Path) -> None:
     """
     process.terminate()
     deadline = time.monotonic() + END_SECONDS
-    while (process.poll() is None or _processes(home)) and time.monotonic() < deadline:
+    while (process.poll() is None or started_for(home)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    while survivors := _processes(home):
+    while survivors := started_for(home):
         for survivor in survivors:
             with suppress(ProcessLookupError):
                 os.kill(survivor, signal.SIGKILL)
@@ -111,14 +111,20 @@ def end(process: "subprocess.Popen[bytes]", home: Path) -> None:
     process.wait()
 
 
-def _processes(home: Path) -> list[int]:
-    """All processes that were started for the SuperLink: they bear its folder in their environment (on Linux)."""
+def started_for(home: Path) -> list[int]:
+    """The ids of all processes that were started for one of Flower's: they bear its folder in their environment (on Linux)."""
     mark = f"FLWR_HOME={home}".encode()
-    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if mark in _environment(entry).split(b"\0")]
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if mark in _read(entry / "environ").split(b"\0")]
 
 
-def _environment(process: Path) -> bytes:
+def runs(process: int, program: str) -> bool:
+    """Whether a process is one of a program, or of a script of that name."""
+    words = _read(Path(f"/proc/{process}/cmdline")).split(b"\0")
+    return program in [Path(word.decode(errors="replace")).name for word in words[:2]]
+
+
+def _read(file: Path) -> bytes:
     try:
-        return (process / "environ").read_bytes()
+        return file.read_bytes()
     except OSError:
         return b""

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,9 @@ from fedvision.arrays import config_of
 from strategies.fishr import FishrInterGeo
 from strategies.scaffold import Scaffold
 from strategies.strategy import Update
+
+HELD = "FEDVISION_HELD"
+"""The environment variable with the folder in which a client that holds its answer back says so, and waits for leave."""
 
 
 def silo_here() -> str:
@@ -23,7 +27,8 @@ class Faulty:
     """What goes wrong.
 
     Attributes:
-        faults: ``"silo1 2 kill"``: in round 2 silo1's process kills itself; ``raise``: it raises; ``nan``: it sends NaN.
+        faults: ``"silo1 2 kill"``: in round 2 silo1's process kills itself; ``raise``: it raises; ``nan``: it sends NaN;
+            ``hold``: it has its answer, and sends it when it is told to.
     """
 
     faults: Sequence[str] = ()
@@ -37,10 +42,20 @@ class Faulty:
         if what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         update = super().client_update(silo, content)
+        if what == "hold":
+            held(here)
         if what != "nan":
             return update
         spoilt = {name: {key: tensor * math.nan for key, tensor in arrays.items()} for name, arrays in update.records.items()}
         return replace(update, records=spoilt)
+
+
+def held(here: str) -> None:
+    """Say so, and wait."""
+    folder = Path(os.environ[HELD])
+    (folder / here).touch()
+    while not (folder / f"{here} released").exists():
+        time.sleep(0.1)
 
 
 @dataclass(kw_only=True)
