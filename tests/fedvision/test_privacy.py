@@ -97,9 +97,10 @@ def test_an_account_goes_on_in_another_process_and_costs_what_opacus_says():
         assert ledger.epsilon(1e-4, "rdp") == pytest.approx(theirs.get_epsilon(delta=1e-4), rel=1e-9)
 
 
-def test_a_step_without_noise_costs_everything_and_no_step_nothing():
-    assert Ledger().epsilon(1e-5, "rdp") == 0
-    assert Ledger().spent(1.0, 0.1, 5).spent(0.0, 0.1, 1).epsilon(1e-5, "rdp") == math.inf
+@pytest.mark.parametrize("accountant", ["rdp", "prv"])
+def test_a_step_without_noise_costs_everything_and_no_step_nothing(accountant):
+    assert Ledger().epsilon(1e-5, accountant) == 0
+    assert Ledger().spent(1.0, 0.1, 5).spent(0.0, 0.1, 1).epsilon(1e-5, accountant) == math.inf
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "prv"])
