@@ -26,7 +26,7 @@ test-all: setup ## run all tests, those that bring up real silos too
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 silos: setup ## run the quickstart on a coordinator and three silos with TLS, on this machine
-	$(BIN)/fedvision deploy demo quickstart --set rounds=3 --set 'participants=[0,1,2]'
+	$(BIN)/fedvision deploy demo
 
 image: ## make the containers' image with Debian's podman, as root; docker/podman.sh says with what
 	docker/podman.sh

@@ -144,7 +144,7 @@ def status(connection: ConnectionOption = "silos", last: Annotated[int, typer.Op
 
 @app.command()
 def demo(
-    experiment: ExperimentArgument = "quickstart",
+    experiment: Annotated[str | None, typer.Argument(help="Of three clients; if not given, three rounds of quickstart.")] = None,
     overrides: SetOption = None,
     places: Annotated[
         Places, typer.Option(help="All on 127.0.0.1, or each service in a network namespace (as root) or a container of podman's.")
@@ -152,9 +152,9 @@ def demo(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME-FINGERPRINT if not given.")] = None,
 ) -> None:
     """Bring coordinator and three silos up on this machine, with TLS and keys made for it, run an experiment, and leave nothing running."""
-    from benchmarks.deploy.demonstration import demonstrate
+    from benchmarks.deploy.demonstration import SHORT, demonstrate
 
-    outcome, folder = demonstrate(experiment, overrides or [], places.value, out)
+    outcome, folder = demonstrate(experiment or "quickstart", [*(() if experiment else SHORT), *(overrides or [])], places.value, out)
     console.print(f"of it remains {folder}", soft_wrap=True, highlight=False)
     if outcome:
         raise typer.Exit(outcome)

@@ -9,11 +9,14 @@ from pathlib import Path
 from benchmarks.deploy import containers
 from benchmarks.deploy.keys import Federation
 from benchmarks.deploy.topology import Loopback, Namespaces, Topology, bring_up, processes
-from fedvision.errors import RunError
+from fedvision.errors import ExperimentError, RunError
 from fedvision.experiment import Experiment, parse_overrides
 
 SILOS = 3
 """How many silos the compose file has."""
+
+SHORT = ("rounds=3", "participants=[0, 1, 2]")
+"""What makes ``quickstart`` an experiment of three clients that soon ends."""
 
 
 def best() -> str:
@@ -47,8 +50,13 @@ def demonstrate(experiment: str, overrides: Sequence[str], kind: str, out: Path 
 
     Raises:
         RunError: the run's folder holds something.
+        ExperimentError: it is not for so many silos.
     """
     resolved = Experiment.load(experiment, parse_overrides(overrides))
+    clients = resolved.load_data().num_clients
+    if clients != SILOS:
+        few = f"there are {SILOS} silos here, the experiment has {clients} clients"
+        raise ExperimentError(f"{few}; set partition.clients = {SILOS}, or participants = {list(range(SILOS))}")
     name = f"{resolved.name}-{resolved.fingerprint}"
     place = (out or Path("runs") / name).absolute()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):

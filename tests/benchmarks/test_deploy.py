@@ -169,3 +169,12 @@ def test_a_demonstration_overwrites_nothing(fedvision, here):
     (here / "taken" / "file").touch()
     ended = fedvision("deploy", "demo", "mine.toml", "--out", "taken")
     assert ended.status == 1 and "taken holds something" in " ".join(ended.err.split())
+
+
+def test_a_demonstration_of_another_number_of_clients_is_refused_before_anything_starts(fedvision, here):
+    ended = fedvision("deploy", "demo", "quickstart")
+    assert ended.status == 1
+    assert "there are 3 silos here, the experiment has 5 clients; set partition.clients = 3, or participants = [0, 1, 2]" in " ".join(
+        ended.err.split()
+    )
+    assert not (here / "runs").exists()

@@ -62,19 +62,36 @@ def test_a_silo_that_is_too_late_counts_as_lost_until_it_has_answered(federation
     assert federation.bits() == undisturbed("scaffold", 4, missed)
 
 
-@pytest.mark.parametrize("federation", [Namespaces.kind], indirect=True)
-def test_a_network_that_is_cut_for_a_quarter_of_a_minute_loses_nothing(federation, undisturbed):
-    def link(state):
-        device = federation.topology.command("ls", "/sys/class/net", service="silo1").stdout.split()
-        [device] = [name for name in device if name.startswith("eth")]
-        done = federation.topology.command("ip", "link", "set", device, state, service="silo1")
-        assert done.returncode == 0, done.stderr
+def link(federation, state):
+    """Cut a silo's network, ``down``, or join it again, ``up``."""
+    device = federation.topology.command("ls", "/sys/class/net", service="silo1").stdout.split()
+    [device] = [name for name in device if name.startswith("eth")]
+    done = federation.topology.command("ip", "link", "set", device, state, service="silo1")
+    assert done.returncode == 0, done.stderr
 
+
+@pytest.mark.parametrize("federation", [Namespaces.kind], indirect=True)
+def test_an_answer_that_finds_no_network_for_a_quarter_of_a_minute_is_not_lost(federation, undisturbed):
     federation.begin("scaffold", 2, faults=["silo1 1 hold"])
     federation.await_held("silo1 1")
-    link("down")
-    federation.release("silo1 1")  # its answer finds no way
+    link(federation, "down")
+    federation.release("silo1 1")
     time.sleep(15)
-    link("up")
+    link(federation, "up")
+    federation.ended(0)
+    assert federation.bits() == undisturbed("scaffold", 2)
+
+
+@pytest.mark.parametrize("federation", [Namespaces.kind], indirect=True)
+def test_a_message_that_a_cut_network_has_swallowed_is_sent_again(federation, undisturbed):
+    federation.begin("scaffold", 2, faults=["silo0 1 hold"])
+    federation.await_held("silo0 1")
+    federation.await_(
+        lambda: federation.topology.log("silo1").read_text().count("Sent successfully") == 3
+    )  # roll call, evaluation, round 1
+    link(federation, "down")
+    federation.release("silo0 1")
+    time.sleep(15)  # in which silo1 asks for round 2, and may be given it in vain
+    link(federation, "up")
     federation.ended(0)
     assert federation.bits() == undisturbed("scaffold", 2)
