@@ -155,6 +155,6 @@ def demo(
     from benchmarks.deploy.demonstration import SHORT, demonstrate
 
     outcome, folder = demonstrate(experiment or "quickstart", [*(() if experiment else SHORT), *(overrides or [])], places.value, out)
-    console.print(f"of it remains {folder}", soft_wrap=True, highlight=False)
+    console.print(f"kept in {folder}", soft_wrap=True, highlight=False)
     if outcome:
         raise typer.Exit(outcome)

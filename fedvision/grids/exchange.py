@@ -13,8 +13,8 @@ log = logging.getLogger("fedvision")
 ROLL_CALL = "query.roster"
 """The message that asks a node which partition it holds, and costs it nothing."""
 
-NODE_GONE = 5
-"""Flower's error code for a node that is not connected."""
+EXPIRED, NODE_GONE = 3, 5
+"""Flower's error codes for a message that is valid no longer, and for a node that is not connected."""
 
 SILENT_SECONDS = 60.0
 """How long a client may be silent before its node is asked whether it is at work."""
@@ -71,9 +71,9 @@ class Exchange:
         self._send_again([client for client in idle if client in waiting])
         self._ask_after([client for client in waiting.intersection(self._repeatable) if client not in self._questions.values()])
 
-    def late(self, client: int, code: int, reason: str) -> Message:
+    def late(self, client: int) -> Message:
         """The error of a client that is not waited for any longer."""
-        return error(client, self._messages[client], code, reason)
+        return error(client, self._messages[client], EXPIRED)
 
     def _send_again(self, clients: Collection[int]) -> None:
         for client in clients:
@@ -106,7 +106,7 @@ class Exchange:
         return Message(message.content, message.metadata.dst_node_id, message.metadata.message_type, ttl=max(left, 1.0))
 
 
-def error(client: int, message: Message, code: int, reason: str) -> Message:
+def error(client: int, message: Message, code: int, reason: str = "") -> Message:
     """An error reply to a message, under its client's name."""
     return named(client, Message(Error(code, reason), reply_to=message))
 
@@ -121,6 +121,8 @@ def named(client: int, reply: Message) -> Message:
 
 def reason_of(reply: Message) -> str:
     """Why a client did not answer."""
+    if reply.error.code == EXPIRED:
+        return "no answer in time"  # Flower's own words are about its database
     reason = reply.error.reason or f"error {reply.error.code}"
     raised = RAISED.fullmatch(reason)
     told = f"{raised[1]}: {raised[2]}" if raised else reason.removeprefix("Error: ")

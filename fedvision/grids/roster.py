@@ -20,9 +20,6 @@ log = logging.getLogger("fedvision")
 STATE = "state"
 """The key of a node's configuration that names a folder in which the silo keeps what its client keeps from round to round."""
 
-LATE = 3
-"""Flower's error code for a message that has expired."""
-
 LATECOMER_SECONDS = 60.0
 """How long a round waits for a node to say what it holds that came after the others."""
 
@@ -130,7 +127,7 @@ class Roster(PassingGrid):
             if client in exchange.arrived:
                 yield exchange.arrived.pop(client)
             elif timeout is None:
-                yield exchange.late(client, LATE, f"no answer within {seconds:g} seconds")
+                yield exchange.late(client)
 
     def load_client_states(self, states: Mapping[int, RecordDict]) -> NoReturn:
         """Refuse what clients kept: over Flower's grids it stays with the nodes.
