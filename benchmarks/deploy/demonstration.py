@@ -8,7 +8,8 @@ from pathlib import Path
 
 from benchmarks.deploy import containers
 from benchmarks.deploy.keys import Federation
-from benchmarks.deploy.topology import Loopback, Namespaces, Topology, bring_up, processes
+from benchmarks.deploy.places import Loopback, Namespaces
+from benchmarks.deploy.topology import Topology, bring_up, processes
 from fedvision.errors import ExperimentError, RunError
 from fedvision.experiment import Experiment, parse_overrides
 

@@ -7,9 +7,9 @@ networks, views and teacher, and have their own batches, losses, optimizer and m
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.speed.aggregation import seconds
 from benchmarks.speed.plain_albef import plain_albef
 from fedvision import ctaugment
 from fedvision.assembly import laid_out
@@ -245,25 +246,30 @@ def ratios(preset: Preset, steps: int, repeats: int) -> list[float]:
     models = [laid_out(learner.build(preset.spec, generator(0, "model"))) for _ in range(2)]
     plain = PLAIN[type(learner)]
     loops = [ours(learner, models[0], examples, preset, optimizer), plain(learner, models[1], examples, preset, optimizer)]
-    measured = [[_seconds(loop, steps) for loop in loops] for _ in range(repeats + 1)]
+    measured = [[seconds(partial(loop, steps)) for loop in loops] for _ in range(repeats + 1)]
     return [one / other for one, other in measured[1:]]
 
 
-def _seconds(loop: Loop, steps: int) -> float:
-    start = time.perf_counter()
-    loop(steps)
-    return time.perf_counter() - start
+def options(document: str | None, steps: int) -> argparse.Namespace:
+    """The command line of a comparison of local steps, whose threads are set.
 
-
-def main() -> None:
-    """Print a line for each preset."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--steps", type=int, default=10, help="of training in a repeat")
-    parser.add_argument("--repeats", type=int, default=5)
+    Args:
+        document: of the module; its first line describes it.
+        steps: in a repeat, if not asked for otherwise.
+    """
+    parser = argparse.ArgumentParser(description=(document or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--steps", type=int, default=steps, help="of training in a repeat")
+    parser.add_argument("--repeats", type=int, default=5, help="beside one that warms up")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help="of the lines, those that begin so")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    return arguments
+
+
+def main() -> None:
+    """Print a line for each preset."""
+    arguments = options(__doc__, steps=10)
     print(f"time of our local steps / plain loop, median [least, most] of {arguments.repeats} repeats, {arguments.threads} thread(s)")
     chosen = {name: preset for name, preset in PRESETS.items() if name.startswith(arguments.only)}
     for name, preset in chosen.items():

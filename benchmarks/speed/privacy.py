@@ -5,10 +5,8 @@ machine, or beside other work, where the seconds do not. The first repeat warms 
 plain steps and in private ones; otherwise a Poisson-sampled one would have more or fewer.
 """
 
-import argparse
 import os
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +14,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from benchmarks.speed.aggregation import seconds
+from benchmarks.speed.learners import options
 from fedvision.assembly import laid_out
 from fedvision.data import Examples, Spec
 from fedvision.learners.classifier import Classifier
@@ -72,7 +72,7 @@ def drawn(preset: Preset) -> Examples:
 def ratios(preset: Preset, steps: int, repeats: int) -> dict[str, list[float]]:
     """The time of each way of clipping over that of plain steps, in each repeat."""
     compared = loops(preset)
-    measured = [{name: _seconds(loop, steps) for name, loop in compared.items()} for _ in range(repeats + 1)]
+    measured = [{name: seconds(partial(loop, steps)) for name, loop in compared.items()} for _ in range(repeats + 1)]
     return {way: [taken[way] / taken[PLAIN] for taken in measured[1:]] for way in WAYS}
 
 
@@ -98,21 +98,9 @@ def _loop(preset: Preset, examples: Examples, privacy: Privacy | None) -> Loop:
     return train
 
 
-def _seconds(loop: Loop, steps: int) -> float:
-    start = time.perf_counter()
-    loop(steps)
-    return time.perf_counter() - start
-
-
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--steps", type=int, default=3, help="of training in a repeat")
-    parser.add_argument("--repeats", type=int, default=5, help="beside one that warms up")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", default="", help="of the lines, those that begin so")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = options(__doc__, steps=3)
     before = os.getloadavg()[0]
     chosen = {name: preset for name, preset in PRESETS.items() if name.startswith(arguments.only)}
     print(markdown({name: ratios(preset, arguments.steps, arguments.repeats) for name, preset in chosen.items()}))

@@ -7,6 +7,7 @@ equal arrays once. Every process reports its own peak of resident memory.
 """
 
 import argparse
+import json
 import math
 import tempfile
 import threading
@@ -15,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.deploy.demonstration import SILOS
+from benchmarks.deploy.demonstration import SILOS, silos
 from benchmarks.deploy.keys import Federation
-from benchmarks.deploy.topology import bring_up, processes
+from benchmarks.deploy.places import Loopback
 from fedvision.errors import EngineError
 from fedvision.experiment import Experiment
 from server.record import read_rows
@@ -41,7 +42,9 @@ def settings(megabytes: float, rounds: int) -> dict[str, Any]:
         "tensorboard": False,
         "participants": list(range(SILOS)),
         "learner.hidden": [width, width],
-        "strategy": {"name": "fedavg", "steps": 1, "batch_size": 8},
+        "strategy.name": "fedavg",
+        "strategy.steps": 1,
+        "strategy.batch_size": 8,
     }
 
 
@@ -71,11 +74,10 @@ def measured(megabytes: float, rounds: int) -> tuple[list[dict[str, Any]], dict[
     Raises:
         EngineError: the run failed.
     """
-    asked = [word for key, value in settings(megabytes, rounds).items() for word in ("--set", f"{key}={_toml(value)}")]
+    asked = [word for key, value in settings(megabytes, rounds).items() for word in ("--set", f"{key}={json.dumps(value)}")]
     with tempfile.TemporaryDirectory(prefix="fedvision-") as scratch:
         federation = Federation.make(Path(scratch) / "federation", [], SILOS, days=1)
-        with processes(federation.folder) as topology, peaks() as found:
-            bring_up(topology)
+        with peaks() as found, silos(federation.folder, Loopback.kind) as topology:
             done = topology.command("fedvision", "deploy", "run", "quickstart", *asked, "--out", f"{scratch}/run")
             if done.returncode:
                 raise EngineError(f"the run failed: {done.stdout}{done.stderr}")
@@ -103,12 +105,6 @@ def _resident() -> Iterator[tuple[str, int]]:
                 yield names[0], 1024 * int(peak)
         except (OSError, ValueError):  # it has ended
             continue
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
-    return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

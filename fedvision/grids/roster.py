@@ -28,7 +28,7 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
 
 
 def present(message: Message, context: Context) -> Message:
-    """In the client: the answer to the roll call: versions, and -1 for what the node's configuration leaves out."""
+    """In the client: the answer to the roll call: versions, whether the silo has a folder, and -1 for what its configuration leaves out."""
     held = {name: int(context.node_config.get(name, -1)) for name in ("partition-id", "num-partitions")}
     config = ConfigRecord({**held, "keeps": STATE in context.node_config, "versions": versions()})
     return Message(RecordDict({"config": config}), reply_to=message)
@@ -197,6 +197,7 @@ class Roster(PassingGrid):
             raise EngineError(f"nodes {others[0]} and {node} both hold partition {partition}; give each silo a partition-id of its own")
         self._partitions = {other: theirs for other, theirs in self._partitions.items() if theirs != partition}
         self._partitions[node] = partition
+        self._keeping -= {partition}
         if held.get("keeps", False):
             self._keeping.add(partition)
 

@@ -11,7 +11,7 @@ from benchmarks.deploy import keys
 from benchmarks.deploy.checks import certificates
 from benchmarks.deploy.compose import COMPOSE, services
 from benchmarks.deploy.demonstration import SILOS
-from benchmarks.deploy.topology import Loopback
+from benchmarks.deploy.places import Loopback
 from fedvision.errors import EngineError
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)

@@ -11,7 +11,7 @@ from flwr.app import Error
 from benchmarks import run
 from benchmarks.deploy import keys
 from benchmarks.deploy.demonstration import silos
-from benchmarks.deploy.topology import Loopback, Namespaces
+from benchmarks.deploy.places import Loopback, Namespaces
 from fedvision.arrays import config_of
 from fedvision.grids.local import CLIENT_RAISED, Answer, Desk
 from server.record import read_rows

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from benchmarks.deploy.topology import Namespaces
+from benchmarks.deploy.places import Namespaces
 
 pytestmark = [pytest.mark.slow, pytest.mark.silos]
 

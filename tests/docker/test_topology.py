@@ -7,7 +7,7 @@ import pytest
 from benchmarks import run
 from benchmarks.deploy import containers, keys
 from benchmarks.deploy.demonstration import best, silos
-from benchmarks.deploy.topology import Loopback
+from benchmarks.deploy.places import Loopback
 
 pytestmark = [pytest.mark.slow, pytest.mark.silos]
 
